@@ -1,0 +1,1 @@
+"""The network in: discovery, scrapes, health probes. Floor 5."""

@@ -1,0 +1,1 @@
+"""The standalone HTTP data path. Floor 7."""

@@ -1,0 +1,1 @@
+"""The modelled replica, workloads and replay."""

@@ -1,0 +1,84 @@
+"""The Cython build and its switches; everything else is in pyproject.toml.
+
+Switches (environment variables, "1" turns one on):
+  WARMLANE_TRACE     line tracing, for coverage of .pyx files
+  WARMLANE_ANNOTATE  an HTML page per module that shows where Python is still called
+  WARMLANE_DEBUG     -O0 -g, bounds and None checks on
+  WARMLANE_SANITIZE  AddressSanitizer and UndefinedBehaviorSanitizer
+  WARMLANE_NATIVE    -march=native: faster here, not portable to an older CPU
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+HERE = Path(__file__).resolve().parent
+LINKS = {"router": "router", "scorers": "scorers", "envoy": "envoy", "_core": "src_ext"}
+
+
+def switch(name: str) -> bool:
+    return os.environ.get(f"WARMLANE_{name}", "0") not in ("", "0")
+
+
+def check_links() -> None:
+    """Stop early when a checkout lost the links below src/warmlane (git's core.symlinks=false)."""
+    for link, target in LINKS.items():
+        path = HERE / "src" / "warmlane" / link
+        if not path.is_dir():
+            sys.exit(
+                f"warmlane: src/warmlane/{link} must be a link to {target}/ (or, in a source "
+                f"distribution, a folder). This checkout lost it: run\n"
+                f"  git config core.symlinks true && git checkout -- src/warmlane\n"
+            )
+
+
+def extensions() -> list[Extension]:
+    debug, sanitize = switch("DEBUG"), switch("SANITIZE")
+    cflags = ["-std=c11", "-fno-strict-aliasing", "-Wno-unreachable-code"]
+    cflags += ["-O0", "-g3"] if debug else ["-O3", "-g1"]
+    ldflags: list[str] = []
+    if sanitize:
+        cflags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g3", "-O1"]
+        ldflags += ["-fsanitize=address,undefined"]
+    if switch("NATIVE"):
+        cflags += ["-march=native"]
+    macros = [("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if switch("TRACE") else []
+    root = Path("src") / "warmlane" / "_core"
+    headers = sorted(str(path) for path in root.glob("*.h"))
+    return [
+        Extension(
+            f"warmlane._core.{path.stem}",
+            [str(path)],
+            include_dirs=[str(root)],
+            depends=headers,
+            define_macros=macros,
+            extra_compile_args=cflags,
+            extra_link_args=ldflags,
+        )
+        for path in sorted(root.glob("*.pyx"))
+    ]
+
+
+check_links()
+checks = switch("DEBUG")
+setup(
+    ext_modules=cythonize(
+        extensions(),
+        include_path=["src"],
+        annotate=switch("ANNOTATE"),
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": checks,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": checks,
+            "nonecheck": checks,
+            "binding": True,
+            "embedsignature": False,
+            "linetrace": switch("TRACE"),
+        },
+    )
+)
