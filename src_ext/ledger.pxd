@@ -1,0 +1,46 @@
+"""In-flight work per replica, and the tickets that give it back.
+
+Four columns by slot, each a flat buffer that scorers read in place; a change is one atomic add, so
+that the same code works on memory shared by several router processes. Doubles hold whole tokens
+only: sums and differences stay exact below 2**53.
+
+Tickets live in a table of their own, private to the process: 56 bytes each, a free list and a ring
+in order of opening. A ticket number is generation << 20 | index, never 0, below 2**48; a number
+whose generation has passed is stale.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t
+
+
+cdef struct Ticket:
+    double opened           # the caller's clock, seconds
+    double prefill          # tokens charged and not yet given back
+    double decode           # tokens charged, output included
+    double output           # output tokens heard of so far
+    uint32_t generation
+    int32_t slot            # -1: free
+    uint32_t newer          # ring of open tickets in order of opening; on the free list: next
+    uint32_t older
+    int32_t decoding        # 1 after the first token
+
+
+cdef class Ledger:
+    cdef Py_buffer views[4]
+    cdef int views_held
+    cdef tuple columns
+    cdef int32_t* request_count
+    cdef int32_t* running_count
+    cdef double* prefill_sum
+    cdef double* decode_sum
+    cdef Ticket* tickets    # index 0 is the ring's sentinel
+    cdef uint32_t table_size
+    cdef uint32_t used
+    cdef uint32_t free_head
+    cdef readonly Py_ssize_t slots
+    cdef readonly Py_ssize_t open_tickets
+    cdef readonly int64_t stale_events
+    cdef readonly int64_t full_events
+    cdef readonly int64_t expired_tickets
+
+    cdef Ticket* live(self, int64_t number) noexcept nogil
+    cdef void release(self, Ticket* ticket) noexcept nogil

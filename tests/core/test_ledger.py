@@ -1,0 +1,199 @@
+"""`_core.ledger` against its twin; stale events; full table; shared columns; failed memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from array import array
+from multiprocessing import shared_memory
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from tests.core.twin_ledger import TwinLedger
+from warmlane._core import ledger
+from warmlane._core.ledger import Ledger, LedgerFull
+
+SLOTS, MAX_TICKETS = 5, 6
+COLUMNS = ("requests", "prefill_tokens", "decode_tokens", "running")
+TOKENS = st.floats(-5, 1e9, allow_nan=False)
+SLOT = st.integers(0, SLOTS - 1)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Any order of events, also for tickets that were closed long ago or never given out."""
+
+    tickets = Bundle("tickets")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real = Ledger(SLOTS, MAX_TICKETS)
+        self.twin = TwinLedger(MAX_TICKETS)
+        self.now = 100.0
+
+    @rule(target=tickets, slot=SLOT, prefill=TOKENS, decode=TOKENS)
+    def open(self, slot: int, prefill: float, decode: float) -> int:
+        self.now += 1.0
+        if len(self.twin.open_tickets) == MAX_TICKETS:
+            with pytest.raises(LedgerFull):
+                self.real.open(slot, prefill, decode, self.now)
+            self.twin.full += 1
+            return -1
+        ticket = self.real.open(slot, prefill, decode, self.now)
+        assert 0 < ticket < 1 << ledger.TICKET_BITS
+        self.twin.open(ticket, slot, prefill, decode, self.now)
+        return ticket
+
+    @rule(ticket=tickets | st.integers(-(2**63), 2**63 - 1), slot=SLOT, prefill=TOKENS)
+    def moved(self, ticket: int, slot: int, prefill: float) -> None:
+        assert self.real.moved(ticket, slot, prefill) == self.twin.moved(ticket, slot, prefill)
+
+    @rule(ticket=tickets, back=st.floats(-10, 10))
+    def first_token(self, ticket: int, back: float) -> None:
+        now = self.now - back
+        assert self.real.first_token(ticket, now) == self.twin.first_token(ticket, now)
+
+    @rule(ticket=tickets, output=st.integers(0, 1000))
+    def progress(self, ticket: int, output: int) -> None:
+        assert self.real.progress(ticket, output) == self.twin.progress(ticket, output)
+
+    @rule(ticket=tickets)
+    def close(self, ticket: int) -> None:
+        expected = self.twin.open_tickets.get(ticket, {"slot": -1})["slot"]
+        assert self.real.slot_of(ticket) == expected
+        assert self.real.close(ticket, self.now) == self.twin.close(ticket, self.now)
+
+    @rule(age=st.integers(0, 8), limit=st.integers(0, 4))
+    def expire(self, age: int, limit: int) -> None:
+        closed = self.real.expire(self.now - age, limit)
+        assert closed == self.twin.expire(self.now - age, limit)
+
+    @invariant()
+    def same(self) -> None:
+        self.real.check_invariants()
+        for name in COLUMNS:
+            assert list(getattr(self.real, name)) == self.twin.column(name, SLOTS), name
+        assert self.real.stale_events == self.twin.stale
+        assert self.real.full_events == self.twin.full
+        assert self.real.open_tickets == len(self.twin.open_tickets)
+
+
+LedgerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestLedgerMachine = LedgerMachine.TestCase
+
+
+def test_columns_return_to_exactly_zero() -> None:
+    book, rnd = Ledger(3), random.Random(3)
+    tickets = [
+        book.open(rnd.randrange(3), rnd.random() * 1e6, rnd.random(), 0.0) for _ in range(500)
+    ]
+    rnd.shuffle(tickets)
+    for ticket in tickets:
+        book.progress(ticket, rnd.random() * 100)
+        book.first_token(ticket, 1.0)
+        book.close(ticket, 2.0)
+    for name in COLUMNS:
+        assert list(getattr(book, name)) == [0, 0, 0], name
+
+
+def test_a_generation_is_not_reused() -> None:
+    book = Ledger(1, 1)
+    seen = set()
+    for _ in range(2000):
+        ticket = book.open(0, 1, 1, 0.0)
+        assert ticket not in seen
+        seen.add(ticket)
+        book.close(ticket, 0.0)
+    assert all(book.slot_of(ticket) == -1 for ticket in seen)
+
+
+def test_refusals_change_nothing() -> None:
+    book = Ledger(2, 4)
+    for slot in (-1, 2, 10**9):
+        with pytest.raises(IndexError):
+            book.open(slot, 1, 1, 0.0)
+    ticket = book.open(1, 1, 1, 0.0)
+    with pytest.raises(IndexError):
+        book.moved(ticket, 2, 1)
+    for wrong in (float("nan"), float("inf"), 1e300):
+        with pytest.raises(ValueError, match="finite"):
+            book.open(0, wrong, 1, 0.0)
+        with pytest.raises(ValueError, match="finite"):
+            book.moved(ticket, 0, wrong)
+        with pytest.raises(ValueError, match="finite"):
+            book.progress(ticket, wrong)
+    book.check_invariants()
+    assert book.open_tickets == 1
+    for arguments in ((0, 1), (1, 0), (1, ledger.MAX_TICKETS + 1), (1 << 17, 1)):
+        with pytest.raises(ValueError):
+            Ledger(*arguments)
+    ledger._fail_alloc_after(0)
+    with pytest.raises(MemoryError):
+        Ledger()
+
+
+def test_supplied_columns_are_used_in_place() -> None:
+    block = bytearray(24 * 4)
+    view = memoryview(block)
+    columns = views_of(view, 4)
+    book = Ledger(4, 8, columns)
+    book.first_token(book.open(2, 30, 40, 0.0), 1.0)
+    assert [column[2] for column in columns] == [1, 0.0, 40.0, 1]
+    assert id(book.decode_tokens) == id(columns[2])
+    own = array("d", [0.0] * 4)
+    book = Ledger(4, 8, (array("i", [0] * 4), own, array("d", [0.0] * 4), array("i", [0] * 4)))
+    with pytest.raises(BufferError):
+        own.append(1.0)
+    for wrong, error in (
+        (columns[:3], ValueError),
+        ((columns[1], *columns[1:]), TypeError),
+        ((columns[0][:3], *columns[1:]), ValueError),
+        ((memoryview(bytes(16)).cast("i"), *columns[1:]), BufferError),
+    ):
+        with pytest.raises(error):
+            Ledger(4, 8, wrong)
+    with pytest.raises(ValueError, match="shorter"):
+        Ledger(5, 8, columns)
+
+
+def hammer(name: str, rounds: int) -> None:
+    memory = shared_memory.SharedMemory(name=name)
+    columns = views_of(memoryview(memory.buf or b""), 2)
+    book = Ledger(2, 8, columns)
+    for at in range(rounds):
+        ticket = book.open(at & 1, 3, 5, 0.0)
+        book.first_token(ticket, 0.0)
+        book.close(ticket, 0.0)
+    book.open(1, 7, 9, 0.0)
+    del book
+    for column in columns:
+        column.release()
+    memory.close()
+
+
+def views_of(view: memoryview, slots: int) -> tuple[memoryview[Any], ...]:
+    bounds = ((0, 4, "i"), (4, 12, "d"), (12, 20, "d"), (20, 24, "i"))
+    pieces = ((view[start * slots : end * slots], code) for start, end, code in bounds)
+    return tuple(piece.cast(code) for piece, code in pieces)  # type: ignore[call-overload]
+
+
+def test_adds_of_two_processes_do_not_get_lost() -> None:
+    memory = shared_memory.SharedMemory(create=True, size=48)
+    try:
+        spawn = multiprocessing.get_context("spawn")
+        children = [spawn.Process(target=hammer, args=(memory.name, 60_000)) for _ in range(2)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(60)
+            assert child.exitcode == 0
+        columns = views_of(memoryview(memory.buf or b""), 2)
+        assert [column.tolist() for column in columns] == [[0, 2], [0, 14], [0, 18], [0, 0]]
+        for column in columns:
+            column.release()
+    finally:
+        memory.close()
+        memory.unlink()
