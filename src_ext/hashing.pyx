@@ -232,7 +232,7 @@ def text_keys(uint64_t root, text, Py_ssize_t block_bytes=BLOCK_BYTES):
 
 
 def token_keys_extend(KeyArray keys not None, uint64_t root, carry, tokens, Py_ssize_t block_size):
-    """The chain `keys` and what follows it: `carry` (token ids after its last full block, fewer than
+    """The chain `keys` and what follows: `carry` (token ids after its last full block, fewer than
     a block), then `tokens`. Equal to token_keys over the whole; root is used if `keys` is empty."""
     return chain_of(keys, root, carry, tokens, token_block(block_size), True)
 
