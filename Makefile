@@ -1,0 +1,79 @@
+# Thin front of the project's commands. Everything lands in .venv (and .venvs for the real engines
+# and the released peers); nothing outside this folder is changed.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.stamps
+SRC    := router scorers envoy src/warmlane/__init__.py src/warmlane/__main__.py
+CORE   := $(wildcard src_ext/*.pyx src_ext/*.pxd src_ext/*.h)
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# `python -m` must not put this folder on sys.path: `import router` would find our router/.
+export PYTHONSAFEPATH := 1
+
+.PHONY: help setup build native run test test-vllm lint bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: build ## create .venv and install everything the other targets need
+
+build: $(STAMP)/core ## compile the core in place (quick when nothing changed)
+
+native: ## compile the core for this CPU only (WARMLANE_NATIVE=1): faster here, not portable
+	@$(MAKE) --no-print-directory $(STAMP)/installed
+	WARMLANE_NATIVE=1 $(PY) setup.py -q build_ext --inplace --force
+	@touch $(STAMP)/core
+
+run: build ## four embedded replicas and the router on a slice of a trace (TRACE=FILE to choose)
+	$(PY) -m warmlane demo $(if $(TRACE),--trace "$(TRACE)")
+
+test: lint ## the linters, then every test that needs no real engine
+	$(PY) -m pytest -m "not vllm"
+
+test-vllm: build ## the router in front of two real vLLM engines (fetches about 600 MB once)
+	$(PY) -m pytest -m vllm -s tests/e2e/test_vllm.py
+
+lint: build ## ruff, mypy strict, pyright, cython-lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright --warnings
+	$(VENV)/bin/cython-lint src_ext
+
+bench: build ## the bars: core, decision, proxy; exits non-zero when one falls short
+	$(PY) benchmarks/run.py
+
+clean: ## remove what was built, and the virtual environments
+	rm -rf build dist .venv .venvs .cache src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find src_ext -name '*.so' -delete -o -name '*.c' -delete -o -name '*.html' -delete
+
+$(STAMP)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "make: warmlane needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+	         "Choose another one with: make PYTHON=python3.12" >&2; exit 2; }
+	@command -v $${CC:-cc} >/dev/null || { \
+	    echo "make: no C compiler ($${CC:-cc}) found: the core is compiled on this machine." \
+	         "Install one (Debian: apt install gcc libc6-dev, Fedora: dnf install gcc)" \
+	         "or name it with CC=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import pathlib, sys, sysconfig; \
+	    sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists())' || { \
+	    echo "make: the C headers of $$($(PYTHON) -V) are missing" \
+	         "(Debian: apt install python3-dev, Fedora: dnf install python3-devel)" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	    echo "make: $(PYTHON) cannot make a virtual environment" \
+	         "(Debian: apt install python3-venv)" >&2; exit 2; }
+	@mkdir -p $(STAMP) && touch $@
+
+$(STAMP)/installed: pyproject.toml setup.py | $(STAMP)/venv
+	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[test,lint]'
+	@touch $@
+
+$(STAMP)/core: $(STAMP)/installed $(CORE)
+	$(PY) setup.py -q build_ext --inplace
+	@touch $@
