@@ -71,7 +71,7 @@ $(STAMP)/venv:
 	@mkdir -p $(STAMP) && touch $@
 
 $(STAMP)/installed: pyproject.toml setup.py | $(STAMP)/venv
-	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[test,lint]'
+	$(VENV)/bin/pip install -qq --disable-pip-version-check -e '.[test,lint]'
 	@touch $@
 
 $(STAMP)/core: $(STAMP)/installed $(CORE)
