@@ -15,6 +15,8 @@ SHELL       := bash
 
 # `python -m` must not put this folder on sys.path: `import router` would find our router/.
 export PYTHONSAFEPATH := 1
+# cython-lint looks for pycodestyle on PATH, pyright for the python whose packages it reads.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help setup build native run test test-vllm lint bench clean
 

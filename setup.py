@@ -3,7 +3,7 @@
 Switches (environment variables, "1" turns one on):
   WARMLANE_TRACE     line tracing, for coverage of .pyx files
   WARMLANE_ANNOTATE  an HTML page per module that shows where Python is still called
-  WARMLANE_DEBUG     -O0 -g, bounds and None checks on
+  WARMLANE_DEBUG     -O0 -g, bounds checks on
   WARMLANE_SANITIZE  AddressSanitizer and UndefinedBehaviorSanitizer
   WARMLANE_NATIVE    -march=native: faster here, not portable to an older CPU
 """
@@ -75,7 +75,6 @@ setup(
             "wraparound": False,
             "cdivision": True,
             "initializedcheck": checks,
-            "nonecheck": checks,
             "binding": True,
             "embedsignature": False,
             "linetrace": switch("TRACE"),

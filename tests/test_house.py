@@ -81,8 +81,8 @@ FLOORS: list[tuple[str, int]] = [
 PURE_FLOOR = 4
 IMPURE = {
     *("asyncio", "time", "random", "secrets", "socket", "ssl", "select", "selectors", "threading"),
-    *("subprocess", "multiprocessing", "http", "urllib", "signal", "uvloop", "aiohttp", "zmq"),
-    *("httptools", "grpc", "prometheus_client", "logging.config", "concurrent"),
+    *("subprocess", "multiprocessing", "http", "urllib.request", "signal", "uvloop", "aiohttp"),
+    *("zmq", "httptools", "grpc", "prometheus_client", "concurrent"),
 }
 IMPURE_WHERE = {"warmlane.router.metrics": {"prometheus_client"}}
 # Third-party packages by the lowest floor that may use them.
@@ -201,7 +201,7 @@ def broken_company(module: Module) -> list[str]:
     for target, line, _ in imports_of(module):
         top = target.split(".")[0]
         allowed = IMPURE_WHERE.get(module.name, set())
-        if floor is not None and floor <= PURE_FLOOR and top in IMPURE - allowed:
+        if floor is not None and floor <= PURE_FLOOR and {top, target} & (IMPURE - allowed):
             wrong.append(f"{module.path}:{line} (floor {floor}) touches {top}")
         elif floor is not None and floor < PACKAGES.get(top, 0):
             wrong.append(f"{module.path}:{line} (floor {floor}) uses {top}")
@@ -317,12 +317,12 @@ def test_modules_and_functions_stay_small() -> None:
 
 
 def test_every_module_says_what_it_owns() -> None:
-    wrong = [
-        line
-        for line in tracked()
-        if line.endswith(".py") and not line.startswith("tests/") or line.startswith("tests/test_")
-        if line.endswith(".py") and not ast.get_docstring(ast.parse((ROOT / line).read_text()))
-    ]
+    """An empty __init__.py owns nothing and may stay silent."""
+    wrong = []
+    for line in tracked():
+        text = (ROOT / line).read_text() if line.endswith(".py") else ""
+        if text.strip() and not ast.get_docstring(ast.parse(text)):
+            wrong.append(line)
     assert wrong == []
 
 
@@ -333,8 +333,9 @@ def test_a_cython_module_is_four_files() -> None:
     for line in sorted(files):
         if line.startswith("src_ext/") and line.endswith(".pyx"):
             stem = Path(line).stem
-            wrong += [f"{stem}{end}" for end in (".pxd", ".pyi") if f"src_ext/{stem}{end}" not in files]
-            if not re.search(rf"tests/core/[^ ]*twin[^ ]*{stem}|tests/core/[^ ]*{stem}[^ ]*twin", twins):
+            sides = [f"src_ext/{stem}{end}" for end in (".pxd", ".pyi")]
+            wrong += [side for side in sides if side not in files]
+            if not re.search(rf"core/(twin_{stem}|{stem}_twin)\.py", twins):
                 wrong.append(f"twin of {stem} in tests/core/")
     assert wrong == []
 

@@ -46,9 +46,7 @@ async def serve(port: int, replicas: list[str]) -> None:
     async def session(app: web.Application) -> AsyncIterator[None]:
         connector = TCPConnector(limit=0, keepalive_timeout=60)
         timeout = ClientTimeout(total=60)
-        app[SESSION] = ClientSession(
-            connector=connector, timeout=timeout, auto_decompress=False
-        )
+        app[SESSION] = ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
         yield
         await app[SESSION].close()
 

@@ -27,7 +27,7 @@ READY_S = 60
 INSTALL_S = 300
 
 
-class Unavailable(Exception):  # noqa: N818 - not an error: the bar is void and says why
+class Unavailable(Exception):
     """This contender cannot run here; the message says why and how to get it."""
 
 

@@ -1,4 +1,4 @@
-"""The load: closed-loop clients over keep-alive connections, unique chat bodies, all answers checked.
+"""The load: closed-loop clients on keep-alive connections, unique chat bodies, answers checked.
 
 A body is one of FAMILIES shared beginnings (three quarters of the size) and an ending of its own,
 so a prefix index has something to find and something to store. Every contender gets bodies made by
@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import cast
 
 import httptools
-
 from peers.backend import MODEL
 
 FAMILIES = 64
@@ -32,7 +31,9 @@ class Bodies:
 
     def __init__(self, size: int, *, stream: bool = False, seed: int = 1) -> None:
         rng = random.Random(seed)
-        words = ["".join(rng.choices("abcdefghiklmnoprstuw", k=rng.randint(2, 9))) for _ in range(4000)]
+        words = [
+            "".join(rng.choices("abcdefghiklmnoprstuw", k=rng.randint(2, 9))) for _ in range(4000)
+        ]
         self._shared = [self._text(rng, words, size * 3 // 4) for _ in range(FAMILIES)]
         self._own = [self._text(rng, words, size // 4) for _ in range(FAMILIES)]
         self._size = size
@@ -153,7 +154,7 @@ class Load:
 
 
 class FirstToken(asyncio.Protocol):
-    """One connection, one streamed request at a time: seconds from the request to its first event."""
+    """One connection, one stream at a time: seconds from the request to its first event."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -200,7 +201,9 @@ async def first_token_times(
 ) -> dict[int, list[float]]:
     """Seconds to the first event per port, the ports taken in turns, one request in flight."""
     loop = asyncio.get_running_loop()
-    clients = [(port, (await loop.create_connection(FirstToken, "127.0.0.1", port))[1]) for port in ports]
+    clients = [
+        (port, (await loop.create_connection(FirstToken, "127.0.0.1", port))[1]) for port in ports
+    ]
     times: dict[int, list[float]] = {port: [] for port in ports}
     requests = iter(bodies)
     for number in range(rounds):

@@ -60,7 +60,7 @@ def sentences(seed: int) -> Iterator[str]:
         "".join(pick.choice(heads) + pick.choice(tails) for _ in range(pick.randint(1, 3)))
         for _ in range(1200)
     ]
-    lexicon += "the a of and to in is you are that it for on with as be at this user".split() * 20
+    lexicon += ["the", "a", "of", "and", "to", "in", "is", "you", "are", "that", "it", "for"] * 30
     for _ in range(4000):
         yield " ".join(pick.choices(lexicon, k=14)).capitalize() + ".\n"
 
@@ -101,7 +101,10 @@ def write_model(folder: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(folder, seed)
     vocab = tokenizer.get_vocab_size()
-    ends = {"bos_token_id": tokenizer.token_to_id(END), "eos_token_id": tokenizer.token_to_id(TURN_END)}
+    ends = {
+        "bos_token_id": tokenizer.token_to_id(END),
+        "eos_token_id": tokenizer.token_to_id(TURN_END),
+    }
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
