@@ -140,7 +140,7 @@ cdef class Ledger:
         self.free_head = index
         self.open_tickets -= 1
 
-    # ---------------------------------------------------------------------- face: checks -----------------------------------------------------------------------------
+    # ---- face: checks -------------------------------------------------------------------
 
     def open(self, Py_ssize_t slot, double prefill_tokens, double decode_tokens, double now):
         cdef uint32_t index

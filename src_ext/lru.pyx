@@ -312,7 +312,7 @@ cdef class Lru:
             link_newest(nodes, node)
         return count if known < 0 else known
 
-    # ---------------------------------------------------------------------- face: checks -----------------------------------------------------------------------------
+    # ---- face: checks -------------------------------------------------------------------
 
     def touch(self, keys):
         cdef Py_buffer view

@@ -1,0 +1,409 @@
+"""Arithmetic over per-replica columns (see cost.pxd; meanings and ranges in cost.pyi)."""
+
+from cpython cimport array
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS,
+    PyBUF_FORMAT,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from libc.math cimport INFINITY, isfinite, isnan
+from libc.stdint cimport int32_t, uint8_t, uint64_t
+from libc.string cimport memmove
+
+import array
+
+
+cdef extern from "Python.h":
+    unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? 0xFFFFFFFFFFFFFFFF
+
+# A score of 1 + 2e-16 is a rounding error of its scorer, 1.001 is a mistake.
+cdef double TOLERANCE = 1e-9
+
+
+class ScoreError(ValueError):
+    """A score is NaN or outside 0..1. `scorer` and `slot` say where, `value` what it was."""
+
+    def __init__(self, scorer, slot, value):
+        super().__init__(f"scorer {scorer}: {value} at slot {slot} is outside 0..1")
+        self.scorer = scorer
+        self.slot = slot
+        self.value = value
+
+
+# ---- columns ----------------------------------------------------------------------------------
+
+
+cdef int borrow(Scope* scope, object source, bytes codes, Column* column) except -1:
+    """Reads where a column lies; `codes` are the item types that the caller can use."""
+    cdef array.array plain
+    cdef Py_buffer* view
+    if isinstance(source, array.array):
+        plain = <array.array>source
+        column.data = plain.data.as_chars
+        column.size = len(plain)
+        column.code = <char>plain.ob_descr.typecode
+    else:
+        view = &scope.views[scope.held]
+        PyObject_GetBuffer(source, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        scope.held += 1
+        if view.ndim > 1:
+            raise TypeError("a column must be one-dimensional")
+        column.data = <char*>view.buf
+        column.size = view.len // view.itemsize
+        column.code = view.format[0]
+        if column.code == c"L" and view.itemsize == 8:
+            column.code = c"Q"
+    if column.code not in codes:
+        raise TypeError(f"a column of {chr(column.code)!r} items where one of {codes} is needed")
+    return 0
+
+
+cdef int borrow_out(Scope* scope, object target, bytes codes, Column* column) except -1:
+    """As borrow, for a column that is written."""
+    cdef Py_buffer view
+    if not isinstance(target, array.array):
+        PyObject_GetBuffer(target, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        PyBuffer_Release(&view)
+    return borrow(scope, target, codes, column)
+
+
+cdef int long_enough(Column* column, Py_ssize_t need, str name) except -1:
+    if column.size < need:
+        raise ValueError(f"{name} has {column.size} slots, {need} are needed")
+    return 0
+
+
+cdef inline void give_back(Scope* scope) noexcept:
+    while scope.held > 0:
+        scope.held -= 1
+        PyBuffer_Release(&scope.views[scope.held])
+
+
+cdef inline double item(const Column* column, Py_ssize_t at) noexcept nogil:
+    if column.code == c"d":
+        return (<double*>column.data)[at]
+    return (<int32_t*>column.data)[at]
+
+
+# ---- one column to scores ---------------------------------------------------------------------
+
+
+cdef inline double share(double value, double scale) noexcept nogil:
+    """value / scale within 0..1; a scale of 0 or less is the limit of a small one; NaN gives 0."""
+    if not value > 0:
+        return 0.0
+    return 1.0 if value >= scale else value / scale
+
+
+def fraction(col, double scale, out):
+    cdef Scope scope
+    cdef Column source, target
+    cdef Py_ssize_t at
+    scope.held = 0
+    try:
+        borrow_out(&scope, out, b"d", &target)
+        borrow(&scope, col, b"di", &source)
+        long_enough(&source, target.size, "col")
+        for at in range(target.size):
+            (<double*>target.data)[at] = share(item(&source, at), scale)
+    finally:
+        give_back(&scope)
+
+
+def saturate(col, double limit, out):
+    cdef Scope scope
+    cdef Column source, target
+    cdef Py_ssize_t at
+    cdef double value
+    scope.held = 0
+    try:
+        borrow_out(&scope, out, b"d", &target)
+        borrow(&scope, col, b"di", &source)
+        long_enough(&source, target.size, "col")
+        for at in range(target.size):
+            value = item(&source, at)
+            (<double*>target.data)[at] = 0.0 if isnan(value) else 1.0 - share(value, limit)
+    finally:
+        give_back(&scope)
+
+
+def inverse(col, out):
+    cdef Scope scope
+    cdef Column source, target
+    cdef Py_ssize_t at
+    cdef double value
+    scope.held = 0
+    try:
+        borrow_out(&scope, out, b"d", &target)
+        borrow(&scope, col, b"di", &source)
+        long_enough(&source, target.size, "col")
+        for at in range(target.size):
+            value = item(&source, at)
+            if isnan(value):
+                (<double*>target.data)[at] = 0.0
+            else:
+                (<double*>target.data)[at] = 1.0 / (1.0 + value) if value > 0 else 1.0
+    finally:
+        give_back(&scope)
+
+
+def less_is_better(col, mask, out):
+    cdef Scope scope
+    cdef Column source, kept, target
+    cdef Py_ssize_t at
+    cdef double value, least = INFINITY, most = -INFINITY
+    scope.held = 0
+    try:
+        borrow(&scope, mask, b"B", &kept)
+        borrow_out(&scope, out, b"d", &target)
+        borrow(&scope, col, b"di", &source)
+        long_enough(&target, kept.size, "out")
+        long_enough(&source, kept.size, "col")
+        for at in range(kept.size):
+            value = item(&source, at)
+            if kept.data[at] != 0 and isfinite(value):
+                least = min(least, value)
+                most = max(most, value)
+        for at in range(kept.size):
+            value = item(&source, at)
+            if kept.data[at] == 0 or not isfinite(value):
+                (<double*>target.data)[at] = 0.0
+            elif most > least:
+                (<double*>target.data)[at] = (most - value) / (most - least)
+            else:
+                (<double*>target.data)[at] = 1.0
+    finally:
+        give_back(&scope)
+
+
+def tokens_saved(hit, double prompt_tokens, out, double floor_tokens=1024.0):
+    fraction(hit, max(prompt_tokens, floor_tokens), out)
+
+
+def hit_tokens(blocks, double tokens_per_block, double prompt_tokens, trust, out):
+    cdef Scope scope
+    cdef Column source, factor, target
+    cdef Py_ssize_t at
+    cdef double value, most = max(0.0, prompt_tokens - 1.0)
+    scope.held = 0
+    try:
+        borrow_out(&scope, out, b"d", &target)
+        borrow(&scope, blocks, b"i", &source)
+        long_enough(&source, target.size, "blocks")
+        if trust is not None:
+            borrow(&scope, trust, b"d", &factor)
+            long_enough(&factor, target.size, "trust")
+        for at in range(target.size):
+            value = item(&source, at) * tokens_per_block
+            value = value if value < most else most
+            (<double*>target.data)[at] = value if trust is None else value * item(&factor, at)
+    finally:
+        give_back(&scope)
+
+
+# ---- masks ------------------------------------------------------------------------------------
+
+
+def count(mask):
+    cdef Scope scope
+    cdef Column kept
+    cdef Py_ssize_t at, total = 0
+    scope.held = 0
+    try:
+        borrow(&scope, mask, b"B", &kept)
+        for at in range(kept.size):
+            total += kept.data[at] != 0
+        return total
+    finally:
+        give_back(&scope)
+
+
+def keep_below(col, double limit, mask):
+    cdef Scope scope
+    cdef Column source, kept
+    cdef Py_ssize_t at, removed = 0
+    scope.held = 0
+    try:
+        borrow_out(&scope, mask, b"B", &kept)
+        borrow(&scope, col, b"di", &source)
+        long_enough(&source, kept.size, "col")
+        for at in range(kept.size):
+            if kept.data[at] != 0 and not item(&source, at) < limit:
+                kept.data[at] = 0
+                removed += 1
+        return removed
+    finally:
+        give_back(&scope)
+
+
+# ---- scores to an order -----------------------------------------------------------------------
+
+
+cdef int add_scores(
+    double* total, const uint8_t* kept, Py_ssize_t size, object score, Py_ssize_t which,
+    double weight,
+) except -1:
+    """total += weight * score at the kept slots, each score checked."""
+    cdef Scope scope
+    cdef Column source
+    cdef Py_ssize_t at
+    cdef double value
+    cdef bint listed = isinstance(score, (list, tuple))
+    scope.held = 0
+    try:
+        if listed:
+            source.size = len(score)
+        else:
+            borrow(&scope, score, b"d", &source)
+        long_enough(&source, size, f"scorer {which}")
+        for at in range(size):
+            if kept[at] == 0:
+                continue
+            value = <double>score[at] if listed else (<double*>source.data)[at]
+            if not -TOLERANCE <= value <= 1.0 + TOLERANCE:
+                raise ScoreError(which, at, value)
+            total[at] += weight * min(max(value, 0.0), 1.0)
+    finally:
+        give_back(&scope)
+    return 0
+
+
+def combine(scores, weights, mask, out):
+    cdef Scope scope
+    cdef Column weight, kept, target
+    cdef Py_ssize_t at, which
+    cdef double factor
+    scope.held = 0
+    try:
+        borrow(&scope, weights, b"d", &weight)
+        borrow(&scope, mask, b"B", &kept)
+        borrow_out(&scope, out, b"d", &target)
+        long_enough(&target, kept.size, "out")
+        long_enough(&weight, len(scores), "weights")
+        for at in range(kept.size):
+            (<double*>target.data)[at] = 0.0 if kept.data[at] != 0 else -INFINITY
+        for which in range(len(scores)):
+            factor = (<double*>weight.data)[which]
+            if not isfinite(factor):
+                raise ValueError(f"weight {which} is {factor}")
+            add_scores(
+                <double*>target.data, <uint8_t*>kept.data, kept.size, scores[which], which, factor
+            )
+    finally:
+        give_back(&scope)
+
+
+cdef inline uint64_t mix(uint64_t seed, uint64_t home) noexcept nogil:
+    """Finaliser of SplitMix64 (Steele, Lea, Flood 2014) over both words: the rank of a tie."""
+    cdef uint64_t word = seed ^ (home * <uint64_t>0x9E3779B97F4A7C15)
+    word = (word ^ (word >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
+    word = (word ^ (word >> 27)) * <uint64_t>0x94D049BB133111EB
+    return word ^ (word >> 31)
+
+
+cdef inline bint before(
+    const double* total, const uint64_t* homes, uint64_t seed, int32_t left, int32_t right
+) noexcept nogil:
+    """Does slot `left` come before `right`: greater total, then greater rank, then lower slot."""
+    cdef uint64_t left_rank, right_rank
+    if total[left] != total[right]:
+        return total[left] > total[right]
+    left_rank = mix(seed, homes[left] if homes != NULL else <uint64_t>left + 1)
+    right_rank = mix(seed, homes[right] if homes != NULL else <uint64_t>right + 1)
+    if left_rank != right_rank:
+        return left_rank > right_rank
+    return left < right
+
+
+def top_k(out, mask, Py_ssize_t k, rand, order, homes=None):
+    cdef Scope scope
+    cdef Column total, kept, target, names
+    cdef uint64_t seed = PyLong_AsUnsignedLongLongMask(rand)
+    cdef Py_ssize_t at, found = 0, low, high, middle
+    cdef double* values
+    cdef int32_t* places
+    scope.held = 0
+    names.data = NULL
+    try:
+        borrow(&scope, mask, b"B", &kept)
+        borrow(&scope, out, b"d", &total)
+        long_enough(&total, kept.size, "out")
+        borrow_out(&scope, order, b"i", &target)
+        long_enough(&target, min(max(k, 0), kept.size), "order")
+        if homes is not None:
+            borrow(&scope, homes, b"Q", &names)
+            long_enough(&names, kept.size, "homes")
+        values, places = <double*>total.data, <int32_t*>target.data
+        for at in range(kept.size):
+            if kept.data[at] == 0 or k <= 0:
+                continue
+            if isnan(values[at]):
+                raise ValueError(f"the total of slot {at} is NaN")
+            # Binary insertion: k is the number of attempts, a few.
+            low, high = 0, found
+            while low < high:
+                middle = (low + high) >> 1
+                if before(values, <uint64_t*>names.data, seed, <int32_t>at, places[middle]):
+                    high = middle
+                else:
+                    low = middle + 1
+            if low < k:
+                if found < k:
+                    found += 1
+                memmove(&places[low + 1], &places[low], (found - low - 1) * sizeof(int32_t))
+                places[low] = <int32_t>at
+        return found
+    finally:
+        give_back(&scope)
+
+
+def arg_max(out, mask, rand, homes=None):
+    cdef Scope scope
+    cdef Column total, kept, names
+    cdef uint64_t seed = PyLong_AsUnsignedLongLongMask(rand)
+    cdef Py_ssize_t at
+    cdef int32_t best = -1
+    scope.held = 0
+    names.data = NULL
+    try:
+        borrow(&scope, mask, b"B", &kept)
+        borrow(&scope, out, b"d", &total)
+        long_enough(&total, kept.size, "out")
+        if homes is not None:
+            borrow(&scope, homes, b"Q", &names)
+            long_enough(&names, kept.size, "homes")
+        for at in range(kept.size):
+            if kept.data[at] == 0:
+                continue
+            if isnan((<double*>total.data)[at]):
+                raise ValueError(f"the total of slot {at} is NaN")
+            if best < 0 or before(
+                <double*>total.data, <uint64_t*>names.data, seed, <int32_t>at, best
+            ):
+                best = <int32_t>at
+        return best
+    finally:
+        give_back(&scope)
+
+
+def rendezvous(key, homes, mask):
+    cdef Scope scope
+    cdef Column names, kept
+    cdef uint64_t seed = PyLong_AsUnsignedLongLongMask(key)
+    cdef uint64_t rank, greatest = 0
+    cdef Py_ssize_t at, best = -1
+    scope.held = 0
+    try:
+        borrow(&scope, mask, b"B", &kept)
+        borrow(&scope, homes, b"Q", &names)
+        long_enough(&names, kept.size, "homes")
+        for at in range(kept.size):
+            if kept.data[at] != 0:
+                rank = mix(seed, (<uint64_t*>names.data)[at])
+                if best < 0 or rank > greatest:
+                    best, greatest = at, rank
+        return best
+    finally:
+        give_back(&scope)
