@@ -38,6 +38,7 @@ cdef class Lru:
     cdef int reserve(self, Py_ssize_t count) except -1
     cdef int reserve_table(self, Py_ssize_t need) except -1
     cdef int reserve_nodes(self, Py_ssize_t need) except -1
+    cdef int reserve_gone(self, Py_ssize_t count) except -1
     cdef uint32_t lookup(self, uint64_t key) noexcept nogil
     cdef void move_some(self, Py_ssize_t budget) noexcept nogil
     cdef uint32_t create(self, uint64_t key) noexcept nogil

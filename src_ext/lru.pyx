@@ -156,12 +156,17 @@ cdef class Lru:
                 raise MemoryError
             self.scratch = <uint32_t*>block
             self.scratch_size = count
-        if max(2 * count, TRIM_SLICE) > self.gone_size:
-            block = wl_realloc(self.gone, max(2 * count, TRIM_SLICE) * sizeof(uint64_t))
+        self.reserve_gone(2 * count)
+        return 0
+
+    cdef int reserve_gone(self, Py_ssize_t count) except -1:
+        cdef void* block
+        if count > self.gone_size:
+            block = wl_realloc(self.gone, count * sizeof(uint64_t))
             if block == NULL:
                 raise MemoryError
             self.gone = <uint64_t*>block
-            self.gone_size = max(2 * count, TRIM_SLICE)
+            self.gone_size = count
         return 0
 
     cdef int reserve_nodes(self, Py_ssize_t need) except -1:
@@ -352,9 +357,10 @@ cdef class Lru:
         self.limit = capacity
 
     def trim(self, max_blocks=TRIM_SLICE):
-        cdef Py_ssize_t budget = min(max_blocks, TRIM_SLICE)
+        cdef Py_ssize_t budget = min(max_blocks, TRIM_SLICE, self.size - self.limit)
+        self.reserve_gone(budget)
         self.gone_count = 0
-        while self.size > self.limit and budget > 0:
+        while budget > 0:
             self.evict_oldest()
             budget -= 1
         return max(0, self.size - self.limit)
