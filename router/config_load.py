@@ -11,7 +11,6 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -22,6 +21,11 @@ from warmlane.router.types import ReplicaSpec
 
 _SHOWN = 60  # characters of an offending value that a message repeats
 _SCHEME_PORT = {"http": 80, "https": 443}
+_ORIGIN = re.compile(
+    r"(?:(?P<scheme>https?)://)?"
+    r"(?P<host>[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?\])"
+    r"(?::(?P<port>[0-9]{1,5}))?/?"
+)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -141,20 +145,14 @@ def normal_spec(spec: ReplicaSpec, where: str = "replica") -> ReplicaSpec:
 
 def split_url(url: str, where: str = "url") -> tuple[str, int, str]:
     """(host with brackets round IPv6, port, scheme) of an origin URL. Raises ConfigError."""
-    text = url if "://" in url else f"http://{url}"
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ConfigError(f"{where}: {_show(url)}: {error}") from error
-    if parts.scheme not in _SCHEME_PORT:
-        raise ConfigError(f"{where}: {_show(url)}: the scheme must be http or https")
-    if not host or re.search(r"\s", host):
-        raise ConfigError(f"{where}: {_show(url)}: no host")
-    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
-        raise ConfigError(f"{where}: {_show(url)}: only scheme://host:port, without a path")
-    host = f"[{host}]" if ":" in host else host
-    return host, port if port is not None else _SCHEME_PORT[parts.scheme], parts.scheme
+    found = _ORIGIN.fullmatch(url)
+    if not found:
+        raise ConfigError(f"{where}: {_show(url)}: must be http(s)://host[:port] and nothing else")
+    scheme = found["scheme"] or "http"
+    port = int(found["port"]) if found["port"] else _SCHEME_PORT[scheme]
+    if port > 65_535:
+        raise ConfigError(f"{where}: {_show(url)}: port {port} is above 65535")
+    return found["host"].lower(), port, scheme
 
 
 def checked(config: Config) -> Config:

@@ -1,0 +1,177 @@
+"""Model names to pools: aliases, adapters, weighted splits, and what /v1/models answers. Floor 3.
+
+Names come from the config and from what replicas list themselves. A name resolves to one target;
+targets are kept until a pool changes its models, and only for names that are known, so that the
+table never grows with what clients write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import NamedTuple
+
+from warmlane._core.hashing import digest
+from warmlane.router.config import Config, ModelConfig
+from warmlane.router.errors import RequestError
+from warmlane.router.pool import Pool, Replica
+from warmlane.router.types import JsonObject, Request
+
+_RAND_BITS = 32  # bits of `rand` that choose the arm of a split; others break ties
+
+
+class Target(NamedTuple):
+    """Where a model name leads.
+
+    model: base model for the prefix key and the `served` filter ("" unknown).
+    engine_name: the name the engine must see.
+    """
+
+    pool: str
+    model: str
+    adapter: str
+    engine_name: str
+
+
+class Catalog:
+    """Resolves model names over the pools of one router."""
+
+    def __init__(self, config: Config, pools: Mapping[str, Pool]) -> None:
+        self._pools = pools
+        self._default = config.default_pool or config.pools[0].name
+        self._entries = {entry.name: entry for entry in config.models}
+        self._targets: dict[str, Target] = {}
+        self._arms = {
+            entry.name: list(accumulate(arm.weight for arm in entry.split))
+            for entry in config.models
+            if entry.split
+        }
+        for pool in pools.values():
+            pool.on_change(self._on_change)
+
+    def resolve(self, request: Request, rand: int) -> Target:
+        """The target of a request. Raises RequestError 404 `model_not_found`."""
+        target = self._targets.get(request.model)
+        if target is None:
+            target = self._resolve(request, rand)
+        if not request.rewrite_model and target.engine_name != request.model:
+            raise RequestError(
+                400,
+                f"the model {request.model!r} stands for another name, and a body that is streamed"
+                " through cannot be rewritten; ask for the engine's own name",
+                param="model",
+                code="model_alias_not_rewritable",
+            )
+        return target
+
+    def models(self) -> list[JsonObject]:
+        """Merged entries of /v1/models: every name a client may ask for, sorted, each once."""
+        found: dict[str, JsonObject] = {}
+        for pool in self._pools.values():
+            for name in pool.config.models:
+                found[name] = _entry(name)
+            for replica in pool:
+                listed = replica.models
+                if listed is None:
+                    continue
+                for name in listed.models:
+                    found[name] = _entry(name, max_model_len=listed.max_model_len)
+                for name, base in listed.adapters.items():
+                    found[name] = _entry(name, parent=base, max_model_len=listed.max_model_len)
+        for entry in self._entries.values():
+            found.setdefault(entry.name, _entry(entry.name))
+        return [found[name] for name in sorted(found)]
+
+    def _resolve(self, request: Request, rand: int) -> Target:
+        name = request.model
+        entry = self._entries.get(name)
+        if entry is not None and entry.split:
+            return self._arm(entry, request, rand)
+        if entry is not None:
+            target = self._entry_target(entry)
+        else:
+            target = self._served_target(name)
+            if target is None:
+                return self._unknown_target(name)
+        self._targets[name] = target
+        return target
+
+    def _arm(self, entry: ModelConfig, request: Request, rand: int) -> Target:
+        """An arm by weight. A session stays in its arm: its prefix is warm there."""
+        sums = self._arms[entry.name]
+        chance = digest(request.session.encode()) if request.session else rand
+        point = (chance % (1 << _RAND_BITS)) / (1 << _RAND_BITS) * sums[-1]
+        arm = entry.split[next(i for i, end in enumerate(sums) if point < end)]
+        return self._named_target(arm.pool, arm.model, arm.adapter, entry.name)
+
+    def _entry_target(self, entry: ModelConfig) -> Target:
+        pool = entry.pool
+        if not pool:
+            served = self._served_target(entry.adapter or entry.model or entry.name)
+            pool = self._default if served is None else served.pool
+        return self._named_target(pool, entry.model, entry.adapter, entry.name)
+
+    def _named_target(self, pool: str, model: str, adapter: str, name: str) -> Target:
+        if not adapter:
+            engine_name = model or name
+            base = _base_of(self._pools[pool], engine_name)
+            if base is None:
+                return Target(pool, engine_name, "", engine_name)
+            return Target(pool, base, engine_name, engine_name)
+        base = model or _base_of(self._pools[pool], adapter) or ""
+        return Target(pool, base, adapter, adapter)
+
+    def _served_target(self, name: str) -> Target | None:
+        """The first pool whose config or whose replicas list the name."""
+        for pool in self._pools.values():
+            if name in pool.config.models:
+                return self._named_target(pool.name, name, "", name)
+            for replica in pool:
+                listed = replica.models
+                if listed is not None and (name in listed.models or name in listed.adapters):
+                    return self._named_target(pool.name, name, "", name)
+        return None
+
+    def _unknown_target(self, name: str) -> Target:
+        """To a pool that may still serve it: one with a replica whose list nobody has read."""
+        pools = [self._pools[self._default], *self._pools.values()]
+        open_pool = next((pool for pool in pools if not name or not _is_listed(pool)), None)
+        if open_pool is None:
+            raise RequestError(
+                404,
+                f"The model `{name}` does not exist.",
+                kind="NotFoundError",
+                param="model",
+                code="model_not_found",
+            )
+        return Target(open_pool.name, name, "", name)
+
+    def _on_change(self, event: str, replica: Replica) -> None:
+        if event != "state":
+            self._targets.clear()
+
+
+def _is_listed(pool: Pool) -> bool:
+    """All that the pool serves is known: by its config, or by every replica's own list."""
+    if pool.config.models:
+        return True
+    members = list(pool)
+    return bool(members) and all(replica.models is not None for replica in members)
+
+
+def _base_of(pool: Pool, adapter: str) -> str | None:
+    """Base model of an adapter that a replica lists; None when no replica lists it as one."""
+    for replica in pool:
+        if replica.models is not None and adapter in replica.models.adapters:
+            return replica.models.adapters[adapter]
+    return None
+
+
+def _entry(
+    name: str, *, parent: str | None = None, max_model_len: int | None = None
+) -> JsonObject:
+    entry: JsonObject = {"id": name, "object": "model", "created": 0, "owned_by": "warmlane"}
+    entry["root"] = name
+    entry["parent"] = parent
+    entry["max_model_len"] = max_model_len
+    return entry

@@ -1,0 +1,284 @@
+"""One pool: its replicas by slot, what is known of each, and the columns decisions work on.
+
+Owns membership, states, load snapshots with their age, and the ledger of work in flight. Feeds
+write here between decisions, on the same thread. It never asks a network or a clock, and a
+decision costs it one comparison: columns are kept up to date when something changes.
+
+A slot is never reused while the index still sweeps it or a ticket is open on it: `reap` frees it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+
+from warmlane._core.ledger import Ledger
+from warmlane.router.config import Limits, PoolConfig
+from warmlane.router.config_load import normal_spec
+from warmlane.router.errors import ConfigError
+from warmlane.router.types import LoadSnapshot, ModelList, ReplicaSpec, ReplicaState
+
+Listener = Callable[[str, "Replica"], None]
+LoadListener = Callable[["Replica", LoadSnapshot | None], None]
+
+# Uncached tokens guessed for a waiting request that another router sent, until this pool has
+# decided something itself: about the median prompt of the public chat traces after its hits.
+_FOREIGN_TOKENS = 512.0
+_MEAN_STEP = 0.02  # exponential mean over about the last 50 decisions
+
+
+class Replica:
+    """One replica and the last that was heard of it. Only its pool writes to it."""
+
+    __slots__ = ("endpoint", "health", "load", "models", "name", "reason", "slot", "spec", "state")
+
+    def __init__(self, spec: ReplicaSpec, slot: int, state: ReplicaState) -> None:
+        self.spec = spec
+        self.slot = slot
+        self.name = spec.name
+        self.endpoint = spec.url.partition("://")[2]
+        self.state = state
+        self.health = state  # what the state is, or would be were it not drained
+        self.reason = ""
+        self.load: LoadSnapshot | None = None
+        self.models: ModelList | None = None
+
+    def __repr__(self) -> str:
+        return f"<Replica {self.name} slot {self.slot} {self.state.name}>"
+
+
+class Pool:
+    """Replicas by slot, and their columns. `version` grows with every change but load.
+
+    initial: state of a new replica; READY where nobody probes (library, simulation).
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        limits: Limits | None = None,
+        *,
+        stale_s: float = 10.0,
+        initial: ReplicaState = ReplicaState.READY,
+    ) -> None:
+        limits = limits or Limits()
+        self.name = config.name
+        self.config = config
+        self.initial = initial
+        self.version = 1
+        self.replicas: list[Replica | None] = []
+        self.ledger = Ledger(limits.replicas, limits.tickets)
+        self.ready = array("B")
+        self.kv_usage = array("d")
+        self.foreign_requests = array("d")
+        self.foreign_waiting = array("d")
+        self.foreign_tokens = array("d")
+        self.has_foreign = False
+        self.mean_uncached_tokens = _FOREIGN_TOKENS
+        self._limit = limits.replicas
+        self._stale_s = stale_s
+        self._fresh_until = float("inf")
+        self._names: dict[str, Replica] = {}
+        self._listeners: list[Listener] = []
+        self._load_listeners: list[LoadListener] = []
+
+    def __len__(self) -> int:
+        return len(self.replicas)
+
+    def __iter__(self) -> Iterator[Replica]:
+        """The members: every replica that is not GONE."""
+        return iter(list(self._names.values()))
+
+    # Membership
+
+    def add(self, spec: ReplicaSpec, now: float) -> int:
+        """Slot of a new member. The same spec again is the same slot.
+
+        ConfigError: bad URL, a name that another spec has, or the pool is full.
+        """
+        del now  # part of the face: a membership with ages may want it
+        spec = normal_spec(spec, f"pool {self.name!r}: replica")
+        known = self._names.get(spec.name)
+        if known is not None:
+            if known.spec == spec:
+                return known.slot
+            raise ConfigError(
+                f"pool {self.name!r}: replica {spec.name!r}: the name is taken by {known.spec.url}"
+            )
+        slot = self._free_slot()
+        replica = Replica(spec, slot, self.initial)
+        self.replicas[slot] = self._names[spec.name] = replica
+        self.ready[slot] = self.initial is ReplicaState.READY
+        self._changed("added", replica)
+        return slot
+
+    def remove(self, name: str, now: float) -> bool:
+        """Take a member out; its slot waits for `reap`. False: no such member."""
+        del now
+        replica = self._names.pop(name, None)
+        if replica is None:
+            return False
+        replica.state = replica.health = ReplicaState.GONE
+        self.ready[replica.slot] = 0
+        self._forget_load(replica.slot)
+        self._changed("removed", replica)
+        return True
+
+    def drain(self, name: str) -> bool:
+        """No new requests; those under way finish. False: no such member."""
+        replica = self._names.get(name)
+        if replica is None:
+            return False
+        self._become(replica, ReplicaState.DRAINING, "drained by an operator")
+        return True
+
+    def undrain(self, name: str) -> bool:
+        """Back to the state that its health gives it. False: no such member."""
+        replica = self._names.get(name)
+        if replica is None:
+            return False
+        self._become(replica, replica.health, "undrained")
+        return True
+
+    def reap(self, is_free: Callable[[int], bool]) -> int:
+        """Free the slots of GONE replicas that `is_free` (the index) has let go; how many."""
+        freed = 0
+        requests = self.ledger.requests
+        for slot, replica in enumerate(self.replicas):
+            gone = replica is not None and replica.state is ReplicaState.GONE
+            if gone and requests[slot] == 0 and is_free(slot):
+                self.replicas[slot] = None
+                freed += 1
+        return freed
+
+    def by_name(self, name: str) -> Replica | None:
+        """The member of that name, or None."""
+        return self._names.get(name)
+
+    def on_change(self, listener: Listener) -> None:
+        """Call `listener(event, replica)` after "added", "removed", "state" and "models"."""
+        self._listeners.append(listener)
+
+    def on_load(self, listener: LoadListener) -> None:
+        """Call `listener(replica, previous snapshot)` after each load snapshot."""
+        self._load_listeners.append(listener)
+
+    # What the feeds know
+
+    def set_state(self, slot: int, state: ReplicaState, reason: str = "") -> bool:
+        """Health of a member, told by a probe or by passive ejection. True: its state changed.
+
+        A drained replica stays drained; what is told here is where `undrain` leads. Late news of
+        a replica that is gone is ignored.
+        """
+        if state in (ReplicaState.GONE, ReplicaState.DRAINING):
+            raise AssertionError("use remove or drain: an operator's word is not health")
+        replica = self.replicas[slot]
+        if replica is None or replica.state is ReplicaState.GONE:
+            return False
+        replica.health = state
+        if replica.state is ReplicaState.DRAINING:
+            return False
+        return self._become(replica, state, reason)
+
+    def set_models(self, slot: int, models: ModelList) -> bool:
+        """What /v1/models said. True: it differs from before."""
+        replica = self.replicas[slot]
+        if replica is None or replica.state is ReplicaState.GONE or replica.models == models:
+            return False
+        replica.models = models
+        self._changed("models", replica)
+        return True
+
+    def update_load(self, slot: int, load: LoadSnapshot) -> None:
+        """A scrape. What the engine counts beyond this router's own ledger is others' work.
+
+        The difference is taken now, against the ledger of the same moment, and not at a decision
+        that may be seconds later: a count of then minus a count of now would be noise.
+        """
+        replica = self.replicas[slot]
+        if replica is None or replica.state is ReplicaState.GONE:
+            return
+        previous, replica.load = replica.load, load
+        own, past_first = self.ledger.requests[slot], self.ledger.running[slot]
+        self.foreign_requests[slot] = max(0.0, load.waiting + load.running - own)
+        waiting = max(0.0, load.waiting - max(0, own - past_first))
+        self.foreign_waiting[slot] = waiting
+        self.foreign_tokens[slot] = waiting * self.mean_uncached_tokens
+        self.kv_usage[slot] = min(1.0, max(0.0, load.kv_usage))
+        if load.asleep != (previous is not None and previous.asleep):
+            self.ready[slot] = replica.state is ReplicaState.READY and not load.asleep
+            self._changed("state", replica)
+        self._fresh_until = min(self._fresh_until, load.taken_at + self._stale_s)
+        self.has_foreign = self.has_foreign or self.foreign_requests[slot] > 0
+        for listener in self._load_listeners:
+            listener(replica, previous)
+
+    def load_age_s(self, slot: int, now: float) -> float | None:
+        """Age of the last scrape, None without one."""
+        replica = self.replicas[slot]
+        return None if replica is None or replica.load is None else now - replica.load.taken_at
+
+    # For the decision
+
+    def freshen(self, now: float) -> None:
+        """Make the load columns believable at `now`; one comparison when nothing went stale."""
+        if now >= self._fresh_until:
+            self._expire_loads(now)
+
+    def saw_uncached(self, tokens: float) -> None:
+        """Learn the size of a typical request, to weigh the waiting requests of others."""
+        self.mean_uncached_tokens += _MEAN_STEP * (tokens - self.mean_uncached_tokens)
+
+    def _expire_loads(self, now: float) -> None:
+        """Neither dead nor idle: others' work is unknown (0), kv_usage is as the fresh ones'."""
+        fresh, stale, until = [], [], float("inf")
+        for slot, replica in enumerate(self.replicas):
+            if replica is None or replica.load is None:
+                continue
+            end = replica.load.taken_at + self._stale_s
+            if end > now:
+                fresh.append(slot)
+                until = min(until, end)
+            else:
+                stale.append(slot)
+        usage = sum(self.kv_usage[slot] for slot in fresh) / len(fresh) if fresh else 0.0
+        for slot in stale:
+            self._forget_load(slot)
+            self.kv_usage[slot] = usage
+        self.has_foreign = any(self.foreign_requests)
+        self._fresh_until = until
+
+    def _forget_load(self, slot: int) -> None:
+        self.foreign_requests[slot] = self.foreign_waiting[slot] = 0.0
+        self.foreign_tokens[slot] = self.kv_usage[slot] = 0.0
+
+    def _free_slot(self) -> int:
+        for slot, replica in enumerate(self.replicas):
+            if replica is None:
+                return slot
+        if len(self.replicas) >= self._limit:
+            raise ConfigError(f"pool {self.name!r}: {self._limit} replicas: limits.replicas")
+        self.replicas.append(None)
+        self.ready.append(0)
+        for column in (
+            self.kv_usage,
+            self.foreign_requests,
+            self.foreign_waiting,
+            self.foreign_tokens,
+        ):
+            column.append(0.0)
+        return len(self.replicas) - 1
+
+    def _become(self, replica: Replica, state: ReplicaState, reason: str) -> bool:
+        if replica.state is state:
+            return False
+        replica.state, replica.reason = state, reason
+        self.ready[replica.slot] = state is ReplicaState.READY
+        self._changed("state", replica)
+        return True
+
+    def _changed(self, event: str, replica: Replica) -> None:
+        self.version += 1
+        for listener in self._listeners:
+            listener(event, replica)
