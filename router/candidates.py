@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
-from warmlane._core import cost
 from warmlane.router.pool import Pool, Replica
 
 # What one open request weighs in tokens of prefill: a decode step reads its KV cache and costs each

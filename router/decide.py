@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections.abc import Sequence
 from typing import Final
 
 from warmlane._core import cost
 from warmlane.router.candidates import CandidateColumns
 from warmlane.router.errors import NoReplica
-from warmlane.router.interfaces import Filter
+from warmlane.router.interfaces import Filter, Picker
 from warmlane.router.pool import Pool
 from warmlane.router.registry import Parts, Weighted
 from warmlane.router.types import ReplicaState, Request
@@ -27,6 +28,7 @@ log = logging.getLogger("warmlane.decide")
 CHOICES: Final = 5  # one replica and four to fall back to
 _MAX_STATIC_MASKS: Final = 1024  # (model, adapter) pairs kept; names come from clients
 RETRY_AFTER_S: Final = 1.0
+_REASON_CHARS: Final = 200
 
 
 class StaticMask:
@@ -52,6 +54,8 @@ class Decider:
         self.parts = parts
         self.candidates = CandidateColumns(pool, zone)
         self.totals = array("d")
+        self._picker = parts.picker
+        self._last_failure = ""
         self.order = array("i", bytes(4 * CHOICES))
         self.fallback = ""
         self.needs_hits = parts.picker.needs_scores
@@ -61,7 +65,7 @@ class Decider:
         self._masks: dict[tuple[str, str], StaticMask] = {}
         self._work = array("B")
         self._version = 0
-        self._scores: list[array[float]] = []
+        self._scores: list[Sequence[float]] = []
         self._columns: list[array[float]] = []
         self._neutral = array("d")
         self._weights = array("d", [item.weight for item in parts.scorers])
@@ -77,8 +81,12 @@ class Decider:
         candidates.fill(prompt_tokens, now)
         return candidates
 
-    def decide(self, request: Request, rand: int) -> int:
-        """Order the eligible replicas; how many choices (at least 1). Raises NoReplica."""
+    def decide(self, request: Request, rand: int, picker: Picker | None = None) -> int:
+        """Order the eligible replicas; how many choices (at least 1). Raises NoReplica.
+
+        picker: a copy to look with, where the pool's own must not take its turn.
+        """
+        picker = picker or self._picker
         candidates = self.candidates
         static = self._static_mask(request)
         if static.count == 0:
@@ -89,10 +97,10 @@ class Decider:
             self._filter(request, static)
         self.fallback = ""
         if not self.needs_hits:
-            return self.parts.picker.pick(candidates, self.totals, CHOICES, rand, self.order)
+            return picker.pick(candidates, self.totals, CHOICES, rand, self.order)
         try:
             self._score(request)
-            count = self.parts.picker.pick(candidates, self.totals, CHOICES, rand, self.order)
+            count = picker.pick(candidates, self.totals, CHOICES, rand, self.order)
             if count < 1:
                 raise ValueError("the picker chose nobody")
         except Exception as error:  # noqa: BLE001 - advice of any kind may fail, the request may not
@@ -103,23 +111,18 @@ class Decider:
         candidates, scores, columns = self.candidates, self._scores, self._columns
         candidates.price()
         for i, score in self._run:
-            candidates.out = own = columns[i]
+            candidates.out = columns[i]
             found = score(request, candidates)
-            if found is own:
-                scores[i] = own
-            elif found is None:
-                scores[i] = self._neutral
-            else:
-                scores[i] = array("d", found)
-        try:
-            cost.combine(scores, self._weights, candidates.mask, self.totals)
-        except ValueError as error:
-            raise ValueError(f"{error} (mix: {[item.name for item in self.parts.scorers]})") from None
+            scores[i] = self._neutral if found is None else found
+        cost.combine(scores, self._weights, candidates.mask, self.totals)
 
     def _fall_back(self, error: Exception, rand: int) -> int:
         """Least in-flight by the ledger, which needs no advice."""
-        self.fallback = f"{type(error).__name__}: {error}"[:200]
-        log.warning("decide pool=%s fallback=%s", self.pool.name, self.fallback)
+        self.fallback = f"{type(error).__name__}: {error}"[:_REASON_CHARS]
+        if self.fallback != self._last_failure:  # one line per change, not one per request
+            self._last_failure = self.fallback
+            names = [item.name for item in self.parts.scorers]
+            log.warning("decide pool=%s mix=%s fallback=%s", self.pool.name, names, self.fallback)
         requests, mask, size = self.pool.ledger.requests, self.candidates.mask, len(self.pool)
         turn = rand % size
         slots = [slot for slot in range(size) if mask[slot]]

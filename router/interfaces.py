@@ -63,7 +63,6 @@ class Candidates(Protocol):
     running: array[int]
     prefill_tokens: array[float]
     decode_tokens: array[float]
-    waiting: array[float]
     kv_usage: array[float]
     prompt_tokens: float
     scale_tokens: float
@@ -77,6 +76,8 @@ class Candidates(Protocol):
 
     @property
     def replicas(self) -> Sequence[ReplicaView | None]: ...
+    @property
+    def waiting(self) -> array[float]: ...
     @property
     def version(self) -> int:
         """Grows with every change of membership, state or models: caches hang on it."""

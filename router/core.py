@@ -1,0 +1,240 @@
+"""The router without a network: what the library, the proxy, the simulation and most tests use.
+
+Floor 4: synchronous, reads no clock, no environment and no chance of its own; time and randomness
+come in as arguments. One owner thread. It never awaits and never logs a prompt.
+
+    router = Router(config)
+    decision = router.decide(request, now, rand)      # work is reserved on decision.choices[0]
+    router.sent(decision.ticket, decision.choices[0], now)
+    router.first_token(decision.ticket, now)
+    router.close(decision.ticket, Outcome(), now)     # exactly once, also on error
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from warmlane._core.ledger import TICKET_BITS
+from warmlane.router.catalog import Catalog
+from warmlane.router.config import Config
+from warmlane.router.explain import Explanation, explain
+from warmlane.router.lane import Lane, Prepared
+from warmlane.router.metrics import Metrics
+from warmlane.router.pool import Pool, Replica
+from warmlane.router.prefix import prefix_key
+from warmlane.router.registry import build_parts
+from warmlane.router.types import (
+    Decision,
+    JsonObject,
+    Kind,
+    Outcome,
+    ReplicaState,
+    Request,
+)
+
+# Golden-ratio steps spread successive numbers evenly over 64 bits: ties are broken fairly where
+# the caller brings no randomness.
+_GOLDEN: Final = 0x9E37_79B9_7F4A_7C15
+_MASK64: Final = (1 << 64) - 1
+
+
+class Route:
+    """One routed request of the library, inside `with router.route(...)`.
+
+    decision: what was chosen.  replica, endpoint, url: where to send it.
+    """
+
+    __slots__ = ("_router", "decision", "outcome", "replica")
+
+    def __init__(self, router: Router, decision: Decision, replica: Replica) -> None:
+        self._router = router
+        self.decision = decision
+        self.replica = replica
+        self.outcome = Outcome()
+
+    @property
+    def endpoint(self) -> str:
+        return self.replica.endpoint
+
+    @property
+    def url(self) -> str:
+        return self.replica.spec.url
+
+    @property
+    def hit_tokens(self) -> int:
+        """Prompt tokens that the chosen replica is believed to hold."""
+        return self.decision.hit_tokens[0]
+
+    @property
+    def choices(self) -> list[Replica]:
+        """All choices, best first; the later ones are for retries."""
+        replicas = self._router.pools[self.decision.pool].replicas
+        return [each for slot in self.decision.choices if (each := replicas[slot]) is not None]
+
+    def moved(self, replica: Replica, now: float | None = None) -> None:
+        """It is sent to another replica after all."""
+        self.replica = replica
+        self._router.sent(self.decision.ticket, replica.slot, self._router.clock(now))
+
+    def first_token(self, now: float | None = None) -> None:
+        """The first token arrived: the replica's prefill is done."""
+        self._router.first_token(self.decision.ticket, self._router.clock(now))
+
+    def finish(self, outcome: Outcome) -> None:
+        """What the answer told (usage, text); told to the router when the block ends."""
+        self.outcome = outcome
+
+
+class Router:
+    """Cache-aware choice among replicas.
+
+    clock: used by `route` alone, where a call brings no `now`; without it times are 0 there, no
+        latency is measured, and forgotten tickets never age.
+    joining: new replicas start JOINING and wait for a probe (the running router) instead of READY.
+    Raises ConfigError when a part of the config cannot be built.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Callable[[], float] | None = None,
+        joining: bool = False,
+    ) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.pools: dict[str, Pool] = {}
+        self.lanes: dict[str, Lane] = {}
+        self._clock = clock
+        self._turn = 0
+        self._by_number: list[Lane] = []
+        initial = ReplicaState.JOINING if joining else ReplicaState.READY
+        for number, pool_config in enumerate(config.pools):
+            parts = build_parts(pool_config, f"pools[{number}]")
+            pool = Pool(
+                pool_config, config.limits, stale_s=config.scrape.stale_s, initial=initial
+            )
+            lane = Lane(number, pool, parts, config, self.metrics)
+            self.pools[pool.name] = pool
+            self.lanes[pool.name] = lane
+            self._by_number.append(lane)
+        self._catalog = Catalog(config, self.pools)
+        for pool in self.pools.values():
+            for spec in pool.config.replicas:
+                pool.add(spec, 0.0)
+
+    def prepare(self, request: Request, rand: int = 0) -> Prepared:
+        """Model name to pool, and the prefix key. Raises RequestError 404 `model_not_found`."""
+        target = self._catalog.resolve(request, rand)
+        index = self.config.index
+        key = prefix_key(
+            request,
+            target.model,
+            target.adapter,
+            block_bytes=index.block_bytes,
+            block_tokens=index.block_tokens,
+        )
+        return Prepared(request, target, self.lanes[target.pool], key)
+
+    def decide(self, request: Request, now: float, rand: int) -> Decision:
+        """Choose replicas and reserve the work on the first. Raises NoReplica, RequestError."""
+        prepared = self.prepare(request, rand)
+        return prepared.lane.decide(prepared, now, rand)
+
+    def decide_prepared(self, prepared: Prepared, now: float, rand: int) -> Decision:
+        """The second half of `decide`, for a caller that prepared early or asks again."""
+        return prepared.lane.decide(prepared, now, rand)
+
+    def sent(self, ticket: int, slot: int, now: float) -> None:
+        """The request's bytes went to `slot`: its prefix is expected there from now on."""
+        self._by_number[ticket >> TICKET_BITS].sent(ticket, slot, now)
+
+    def moved(self, ticket: int, slot: int, now: float) -> None:
+        """A retry: the reserved work moves to `slot`."""
+        self._by_number[ticket >> TICKET_BITS].moved(ticket, slot, now)
+
+    def first_token(self, ticket: int, now: float) -> float:
+        """Prefill is done: its work is released. Seconds since `decide`, -1 when repeated."""
+        return self._by_number[ticket >> TICKET_BITS].first_token(ticket, now)
+
+    def progress(self, ticket: int, output_tokens: int) -> None:
+        """`output_tokens` generated so far in all."""
+        self._by_number[ticket >> TICKET_BITS].progress(ticket, output_tokens)
+
+    def close(self, ticket: int, outcome: Outcome, now: float) -> bool:
+        """The end, exactly once, also on error and cancel. False: it was closed before."""
+        return self._by_number[ticket >> TICKET_BITS].close(ticket, outcome, now)
+
+    def explain(self, request: Request, now: float, rand: int = 0) -> Explanation:
+        """The decision that would be made now, with everything that led to it. Reserves nothing."""
+        return explain(self.prepare(request, rand), now, rand)
+
+    def models(self) -> list[JsonObject]:
+        """Merged entries for /v1/models."""
+        return self._catalog.models()
+
+    def maintain(self, now: float, budget_us: int = 1000) -> bool:
+        """Background work of all pools, at most about `budget_us` each; True while some remains.
+
+        To be called every second or so, and again soon while it returns True.
+        """
+        older_than = now - self.config.timeouts.ticket_s
+        remains = False
+        for lane in self._by_number:
+            remains = lane.maintain(now, older_than, budget_us) or remains
+        return remains
+
+    @property
+    def open_tickets(self) -> int:
+        """Tickets of all pools that nobody closed yet."""
+        return sum(lane.open_tickets for lane in self._by_number)
+
+    def clock(self, now: float | None = None) -> float:
+        """`now`, or else the clock given at construction, or else 0."""
+        if now is not None:
+            return now
+        return self._clock() if self._clock is not None else 0.0
+
+    @contextmanager
+    def route(
+        self,
+        request: Request | None = None,
+        *,
+        model: str = "",
+        prompt: str | bytes | None = None,
+        tokens: array[int] | list[int] | None = None,
+        session: str = "",
+        now: float | None = None,
+        rand: int | None = None,
+    ) -> Iterator[Route]:
+        """Route one request: the ticket is open inside the block and closed with it.
+
+        Give a `Request`, or a model with `prompt` or token ids. The work counts as sent to the
+        first choice at once; `Route.moved` corrects that. An exception closes it as "error" and
+        goes on. Raises NoReplica, RequestError.
+        """
+        if request is None:
+            text = prompt.encode() if isinstance(prompt, str) else prompt
+            packed = None if tokens is None else array("I", tokens).tobytes()
+            request = Request(
+                kind=Kind.COMPLETIONS, model=model, prompt=text, tokens=packed, session=session
+            )
+        if rand is None:
+            self._turn += 1
+            rand = self._turn * _GOLDEN & _MASK64
+        began = self.clock(now)
+        decision = self.decide(request, began, rand)
+        slot = decision.choices[0]
+        replica = self.pools[decision.pool].replicas[slot]
+        assert replica is not None, "a decision names members only"
+        self.sent(decision.ticket, slot, began)
+        route = Route(self, decision, replica)
+        try:
+            yield route
+        except BaseException:
+            self.close(decision.ticket, Outcome(status="error"), self.clock(now))
+            raise
+        self.close(decision.ticket, route.outcome, self.clock(now))

@@ -1,0 +1,180 @@
+"""Why would this request go there: the same parts as a decision, each step written down. Floor 4.
+
+Reserves nothing, changes nothing that a later decision looks at, and holds no prompt text.
+"""
+
+from __future__ import annotations
+
+from array import array
+from copy import copy
+
+import msgspec
+
+from warmlane._core import cost
+from warmlane.router.decide import CHOICES, Decider
+from warmlane.router.errors import NoReplica
+from warmlane.router.lane import Prepared
+from warmlane.router.registry import Weighted
+
+
+class ScoreLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One scorer's say on one replica. score None: no opinion, or `error` says why."""
+
+    scorer: str
+    weight: float
+    score: float | None = None
+    product: float = 0.0
+
+
+class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the table. order 0 is the choice; None: filtered out or beyond the choices."""
+
+    replica: str
+    url: str
+    state: str
+    removed_by: str = ""
+    hit_blocks: int = 0
+    hit_tokens: int = 0
+    trust: float = 1.0
+    scores: list[ScoreLine] = []
+    total: float | None = None
+    order: int | None = None
+    requests: int = 0
+    prefill_tokens: float = 0.0
+    decode_tokens: float = 0.0
+    waiting: float = 0.0
+    kv_usage: float = 0.0
+    load_age_s: float | None = None
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that led to one decision; `msgspec.json.encode` makes it the admin API's answer.
+
+    error: why nobody could be chosen, "" otherwise. fallback: why the advice failed, "" otherwise.
+    """
+
+    pool: str
+    model: str
+    adapter: str
+    engine_name: str
+    policy: str
+    picker: str
+    view: str
+    unit: str
+    prompt_tokens: int
+    prompt_blocks: int
+    hit_price: float
+    scale_tokens: float
+    replicas: list[ReplicaLine]
+    fallback: str = ""
+    error: str = ""
+    removed: dict[str, int] = {}
+
+
+def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
+    """The explanation of the decision that `prepared` would get now."""
+    lane = prepared.lane
+    prompt_tokens, view = lane.look(prepared, now)
+    decider, pool, target = lane.decider, lane.pool, prepared.target
+    candidates = decider.candidates
+    removed_by = _removed_by(decider, prepared)
+    error, removed, count = "", {}, 0
+    try:
+        count = decider.decide(prepared.request, rand, copy(decider.parts.picker))
+    except NoReplica as none:
+        error, removed = none.message, none.removed
+    order = list(decider.order[:count])
+    if count:
+        candidates.price()
+    lines = _score_lines(decider, prepared) if count and decider.needs_hits else {}
+    scored = bool(lines) and not decider.fallback
+    waiting = candidates.waiting
+    table = [
+        ReplicaLine(
+            replica=each.name,
+            url=each.spec.url,
+            state=each.state.name,
+            removed_by=removed_by.get(slot, ""),
+            hit_blocks=lane.view.hit_blocks(slot) if view != "none" else 0,
+            hit_tokens=int(candidates.hit_tokens[slot]),
+            trust=lane.view.trust.factors[slot],
+            scores=lines.get(slot, []),
+            total=decider.totals[slot] if scored and slot not in removed_by else None,
+            order=order.index(slot) if slot in order else None,
+            requests=pool.ledger.requests[slot],
+            prefill_tokens=candidates.prefill_tokens[slot],
+            decode_tokens=pool.ledger.decode_tokens[slot],
+            waiting=waiting[slot],
+            kv_usage=pool.kv_usage[slot],
+            load_age_s=pool.load_age_s(slot, now),
+        )
+        for slot, each in enumerate(pool.replicas)
+        if each is not None
+    ]
+    return Explanation(
+        pool=pool.name,
+        model=target.model,
+        adapter=target.adapter,
+        engine_name=target.engine_name,
+        policy=pool.config.policy if not pool.config.scorers else "",
+        picker=decider.parts.picker_name,
+        view=view,
+        unit=prepared.key.unit,
+        prompt_tokens=int(prompt_tokens),
+        prompt_blocks=len(prepared.key.keys),
+        hit_price=candidates.hit_price,
+        scale_tokens=candidates.scale_tokens,
+        replicas=table,
+        fallback=decider.fallback if count else "",
+        error=error,
+        removed=removed,
+    )
+
+
+def _removed_by(decider: Decider, prepared: Prepared) -> dict[int, str]:
+    """Slot -> the first filter that took it away."""
+    mask = array("B", [1] * len(decider.pool))
+    found: dict[int, str] = {}
+    for name, each in decider.parts.filters:
+        before = bytes(mask)
+        each.keep(prepared.request, decider.candidates, mask)
+        found.update({slot: name for slot in range(len(mask)) if before[slot] and not mask[slot]})
+    return found
+
+
+def _score_lines(decider: Decider, prepared: Prepared) -> dict[int, list[ScoreLine]]:
+    """Slot -> one line per scorer, each run alone so that one failure hides no other."""
+    size = len(decider.pool)
+    lines: dict[int, list[ScoreLine]] = {slot: [] for slot in range(size)}
+    mask, alone, total = decider.candidates.mask, array("d", [1.0]), array("d", bytes(8 * size))
+    for item in decider.parts.scorers:
+        column = _column(item, decider, prepared)
+        if column is not None:
+            try:
+                cost.combine([column], alone, mask, total)
+            except ValueError:
+                column = None
+        for slot in range(size):
+            score = None if column is None else column[slot]
+            lines[slot].append(
+                ScoreLine(
+                    scorer=item.name,
+                    weight=item.weight,
+                    score=score,
+                    product=0.0 if score is None else score * item.weight,
+                )
+            )
+    return lines
+
+
+def _column(item: Weighted, decider: Decider, prepared: Prepared) -> array[float] | None:
+    candidates = decider.candidates
+    candidates.out = array("d", bytes(8 * len(decider.pool)))
+    try:
+        found = item.scorer.score(prepared.request, candidates)
+        return None if found is None else array("d", found)
+    except Exception:  # noqa: BLE001 - the decision's own `fallback` names the failure
+        return None
+
+
+__all__ = ["CHOICES", "Explanation", "ReplicaLine", "ScoreLine", "explain"]

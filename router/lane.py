@@ -1,0 +1,223 @@
+"""One pool at work: decides, reserves, and hears what became of each request. Floor 4.
+
+Joins the pool, its decider and its view of the caches, and keeps one record per open ticket, so
+that later events need the ticket alone. Late, repeated and missing events are legal: the ledger
+counts them, and a record whose ticket nobody closes goes by age.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from warmlane._core.ledger import TICKET_BITS, LedgerFull
+from warmlane.router.catalog import Target
+from warmlane.router.config import Config
+from warmlane.router.decide import RETRY_AFTER_S, Decider
+from warmlane.router.errors import NoReplica
+from warmlane.router.metrics import Metrics
+from warmlane.router.pool import Pool
+from warmlane.router.prefix import PrefixKey, next_turn
+from warmlane.router.registry import Parts
+from warmlane.router.types import Decision, Outcome, Request
+from warmlane.router.view import CacheView
+
+_MEAN_STEP: Final = 0.02  # exponential mean over about the last 50 answers
+_TICKET_MASK: Final = (1 << TICKET_BITS) - 1
+
+
+class Prepared:
+    """A request with its lane, its engine-side names and its prefix key."""
+
+    __slots__ = ("key", "lane", "request", "target")
+
+    def __init__(self, request: Request, target: Target, lane: Lane, key: PrefixKey) -> None:
+        self.request = request
+        self.target = target
+        self.lane = lane
+        self.key = key
+
+
+class _Open:
+    """What later events of one ticket need."""
+
+    __slots__ = ("decision", "prepared", "raw_hit", "sent_to", "slot")
+
+    def __init__(self, prepared: Prepared, decision: Decision, raw_hit: float) -> None:
+        self.prepared = prepared
+        self.decision = decision
+        self.raw_hit = raw_hit  # predicted hit tokens before trust, on `slot`
+        self.slot = decision.choices[0]
+        self.sent_to = -1
+
+
+class Lane:
+    """Decisions and tickets of one pool. `number` is in the high bits of its tickets."""
+
+    def __init__(
+        self, number: int, pool: Pool, parts: Parts, config: Config, metrics: Metrics
+    ) -> None:
+        self.number = number
+        self.pool = pool
+        self.decider = Decider(pool, parts, config.zone)
+        self.view = CacheView(pool, config.index, config.limits.replicas)
+        self.output_tokens = float(config.index.output_tokens)
+        self._uses_view = self.decider.needs_hits and config.index.view != "none"
+        self._metrics = metrics
+        self._high = number << TICKET_BITS
+        self._open: dict[int, _Open] = {}
+
+    @property
+    def open_tickets(self) -> int:
+        """Tickets that nobody closed yet."""
+        return len(self._open)
+
+    def look(self, prepared: Prepared, now: float) -> tuple[float, str]:
+        """Candidates with their hits, before filters: (prompt tokens, view)."""
+        target, key = prepared.target, prepared.key
+        view = self.view
+        prompt_tokens = view.prompt_tokens(key)
+        candidates = self.decider.begin(target.model, target.adapter, prompt_tokens, now)
+        if self._uses_view and key.unit != "none":
+            view.match(key, candidates)
+            return prompt_tokens, "approximate"
+        candidates.hit_tokens = candidates.no_hits
+        return prompt_tokens, "none"
+
+    def decide(self, prepared: Prepared, now: float, rand: int) -> Decision:
+        """Choose and reserve. Raises NoReplica."""
+        prompt_tokens, view = self.look(prepared, now)
+        decider = self.decider
+        count = decider.decide(prepared.request, rand)
+        hits = decider.candidates.hit_tokens
+        choices = tuple(decider.order[:count])
+        first = choices[0]
+        uncached = prompt_tokens - hits[first]
+        request, target, pool = prepared.request, prepared.target, self.pool
+        output = self.output_tokens
+        if request.max_tokens is not None and request.max_tokens < output:
+            output = request.max_tokens
+        try:
+            ticket = pool.ledger.open(first, uncached, prompt_tokens + output, now)
+        except LedgerFull:
+            raise self._full() from None
+        pool.saw_uncached(uncached)
+        if decider.fallback:
+            self._metrics.fallback(pool.name, decider.fallback.partition(":")[0])
+        decision = Decision(
+            ticket=self._high | ticket,
+            pool=pool.name,
+            choices=choices,
+            hit_tokens=tuple([int(hits[slot]) for slot in choices]),
+            prompt_tokens=int(prompt_tokens),
+            view=view,
+            model="" if target.engine_name == request.model else target.engine_name,
+            adapter=target.adapter,
+            fallback=decider.fallback,
+        )
+        self._open[ticket] = _Open(prepared, decision, hits[first] / self.view.trust.factors[first])
+        return decision
+
+    def sent(self, ticket: int, slot: int, now: float) -> None:
+        """The request's bytes went to `slot`: from now on its prefix is expected there."""
+        opened = self._open.get(ticket & _TICKET_MASK)
+        if opened is None:
+            return
+        if opened.slot != slot:
+            self._move(opened, ticket & _TICKET_MASK, slot)
+        if opened.sent_to != slot:
+            opened.sent_to = slot
+            key = opened.prepared.key
+            if self._uses_view and key.unit != "none":
+                self.view.record(slot, key.unit, key.keys)
+
+    def moved(self, ticket: int, slot: int, now: float) -> None:
+        """The request goes to another replica instead: its reserved work moves there."""
+        opened = self._open.get(ticket & _TICKET_MASK)
+        if opened is not None and opened.slot != slot:
+            self._move(opened, ticket & _TICKET_MASK, slot)
+
+    def first_token(self, ticket: int, now: float) -> float:
+        """Prefill is done. Seconds since the decision, -1 when late or repeated."""
+        seconds = self.pool.ledger.first_token(ticket & _TICKET_MASK, now)
+        if seconds >= 0:
+            self._metrics.ttft(self.pool.name, seconds)
+            opened = self._open.get(ticket & _TICKET_MASK)
+            if opened is not None and opened.decision.view != "none":
+                self.view.trust.sent(opened.slot, opened.raw_hit, opened.decision.prompt_tokens)
+        return seconds
+
+    def progress(self, ticket: int, output_tokens: int) -> None:
+        """`output_tokens` generated so far."""
+        self.pool.ledger.progress(ticket & _TICKET_MASK, output_tokens)
+
+    def close(self, ticket: int, outcome: Outcome, now: float) -> bool:
+        """The end of it, also on error and cancel. False when it was closed before."""
+        number = ticket & _TICKET_MASK
+        opened = self._open.pop(number, None)
+        slot, seconds = self.pool.ledger.close(number, now)
+        if opened is None or slot < 0:
+            return False
+        self._metrics.duration(self.pool.name, seconds)
+        if outcome.status == "ok":
+            self._learn(opened, slot, outcome, now)
+        return True
+
+    def maintain(self, now: float, older_than: float, budget_us: int) -> bool:
+        """Close what nobody closed, sweep the index, free slots. True while work remains."""
+        leaked = self.pool.ledger.expire(older_than)
+        for number in leaked:
+            self._open.pop(number, None)
+        if leaked:
+            self._metrics.leaked_tickets(len(leaked))
+        remains = self.view.maintain(budget_us)
+        self.pool.reap(self.view.is_free)
+        return remains
+
+    def _move(self, opened: _Open, number: int, slot: int) -> None:
+        hit = _hit_on(opened.decision, slot)
+        self.pool.ledger.moved(number, slot, opened.decision.prompt_tokens - hit)
+        opened.slot = slot
+        opened.raw_hit = hit / self.view.trust.factors[slot]
+
+    def _learn(self, opened: _Open, slot: int, outcome: Outcome, now: float) -> None:
+        """What a good answer teaches: lengths, trust, and the text of the next turn."""
+        decision, key, view = opened.decision, opened.prepared.key, self.view
+        output = outcome.output_tokens
+        if output is not None:
+            self.output_tokens += _MEAN_STEP * (output - self.output_tokens)
+        if decision.view == "none":
+            return
+        prompt, cached = outcome.prompt_tokens, outcome.cached_tokens
+        if prompt is not None and key.unit == "text":
+            view.learn_length(key.size, prompt)
+        if cached is not None:
+            told = decision.prompt_tokens if prompt is None else prompt
+            view.trust.answered(slot, opened.raw_hit, cached, told, now)
+        replica = self.pool.replicas[slot]
+        assert replica is not None, "a slot with an open ticket is never freed"
+        self._metrics.hit(
+            self.pool.name,
+            replica.name,
+            _hit_on(decision, slot),
+            cached,
+            decision.prompt_tokens if prompt is None else prompt,
+        )
+        if outcome.text and key.unit == "text":
+            view.record(slot, key.unit, next_turn(opened.prepared.request, key, outcome.text))
+        elif output:
+            view.charge(slot, key.unit, output)
+
+    def _full(self) -> NoReplica:
+        self._metrics.limit_reached("tickets")
+        return NoReplica(
+            f"{self.pool.ledger.open_tickets} requests of pool {self.pool.name!r} are under way",
+            status=429,
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+
+def _hit_on(decision: Decision, slot: int) -> int:
+    """Predicted hit tokens on a slot; 0 for one that was not among the choices."""
+    if slot in decision.choices:
+        return decision.hit_tokens[decision.choices.index(slot)]
+    return 0

@@ -1,0 +1,198 @@
+"""What one pool's replicas are believed to hold, in tokens. Floor 3.
+
+Joins the index (blocks by slot), the capacity of each replica, and what answers teach: bytes per
+token, and how far real hits fall short of predicted ones. Text prompts and token-id prompts have
+chains of different block sizes and an index each; the second is made by the first token-id prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from typing import Final
+
+from warmlane._core import cost
+from warmlane._core.hashing import KeyArray, text_keys
+from warmlane.router.candidates import CandidateColumns
+from warmlane.router.config import Index
+from warmlane.router.index import ApproximateIndex
+from warmlane.router.pool import Pool, Replica
+from warmlane.router.prefix import PrefixKey
+from warmlane.router.trust import BytesPerToken, Trust
+from warmlane.router.types import LoadSnapshot
+
+log = logging.getLogger("warmlane.view")
+
+UNITS: Final = ("text", "tokens")
+# The learned bytes per token moves the capacity in blocks; below this change a resize is noise.
+_RESIZE_SHARE: Final = 0.05
+_MAX_FILLER_BLOCKS: Final = 4096  # half a megabyte of generated text in one answer
+
+
+class CacheView:
+    """The approximate view of one pool: what this router itself sent where."""
+
+    def __init__(self, pool: Pool, config: Index, max_replicas: int) -> None:
+        self.pool = pool
+        self.trust = Trust(max_replicas)
+        self.bytes_per_token = BytesPerToken(config.bytes_per_token)
+        self._config = config
+        self._max_replicas = max_replicas
+        self._indexes: dict[str, ApproximateIndex] = {}
+        self._hits = array("i")
+        self._tokens = array("d")
+        self._sized_for = self.bytes_per_token.value
+        self._fillers = 0
+        pool.on_change(self._on_change)
+        pool.on_load(self._on_load)
+
+    # Per decision
+
+    def prompt_tokens(self, key: PrefixKey) -> float:
+        """Length of the prompt, estimated where the key counts bytes."""
+        return key.size / self.bytes_per_token.value if key.unit == "text" else float(key.size)
+
+    def match(self, key: PrefixKey, candidates: CandidateColumns) -> int:
+        """Fill `candidates.hit_tokens`; the most blocks that any replica holds."""
+        index = self._indexes.get(key.unit)
+        if index is None:
+            candidates.hit_tokens = candidates.no_hits
+            return 0
+        size = len(candidates)
+        if len(self._hits) != size:
+            self._hits = array("i", bytes(4 * size))
+            self._tokens = array("d", bytes(8 * size))
+        best = index.match(key.keys, self._hits)
+        if best == 0:
+            candidates.hit_tokens = candidates.no_hits
+            return 0
+        cost.hit_tokens(
+            self._hits,
+            self.block_tokens(key.unit),
+            candidates.prompt_tokens,
+            self.trust.factors,
+            self._tokens,
+        )
+        candidates.hit_tokens = self._tokens
+        return best
+
+    def hit_blocks(self, slot: int) -> int:
+        """Blocks that the last `match` found there."""
+        return self._hits[slot] if slot < len(self._hits) else 0
+
+    # What was sent and answered
+
+    def record(self, slot: int, unit: str, keys: KeyArray) -> None:
+        """This prompt was sent there."""
+        if len(keys):
+            self._index(unit).record(slot, keys)
+
+    def charge(self, slot: int, unit: str, tokens: float) -> None:
+        """Generated tokens whose text nobody kept: they fill the cache and match nothing."""
+        blocks = min(int(tokens / self.block_tokens(unit)), _MAX_FILLER_BLOCKS)
+        if blocks > 0:
+            self._fillers += 1
+            filler = text_keys(self._fillers, bytes(16 * blocks), 16)
+            self._index(unit).record(slot, filler)
+
+    def learn_length(self, prompt_bytes: int, prompt_tokens: int) -> None:
+        """An answer told its prompt's tokens: bytes per token, and with it the capacities."""
+        self.bytes_per_token.observe(prompt_bytes, prompt_tokens)
+        value = self.bytes_per_token.value
+        if abs(value - self._sized_for) > _RESIZE_SHARE * self._sized_for:
+            self._sized_for = value
+            for replica in self.pool:
+                self._resize(replica)
+
+    # Sizes
+
+    def block_tokens(self, unit: str) -> float:
+        """Tokens of one block."""
+        if unit == "text":
+            return self._config.block_bytes / self.bytes_per_token.value
+        return float(self._config.block_tokens)
+
+    def capacity_tokens(self, replica: Replica) -> int | None:
+        """KV cache of a replica: its spec, its metrics, its pool's config; None: nobody tells."""
+        load = replica.load
+        told = None
+        if load is not None and load.num_blocks and load.block_size:
+            told = load.num_blocks * load.block_size
+        return replica.spec.capacity_tokens or told or self.pool.config.capacity_tokens
+
+    @property
+    def bytes_used(self) -> int:
+        """Memory of the indexes."""
+        return sum(index.bytes_used for index in self._indexes.values())
+
+    @property
+    def blocks(self) -> int:
+        """Distinct blocks in the indexes."""
+        return sum(index.blocks for index in self._indexes.values())
+
+    # Between decisions
+
+    def is_free(self, slot: int) -> bool:
+        """No index still sweeps this slot."""
+        return all(index.free(slot) for index in self._indexes.values())
+
+    def maintain(self, budget_us: int) -> bool:
+        """Sweep dropped replicas; True while work remains."""
+        remains = False
+        for index in self._indexes.values():
+            remains = index.maintain(budget_us) or remains
+        return remains
+
+    def _index(self, unit: str) -> ApproximateIndex:
+        index = self._indexes.get(unit)
+        if index is None:
+            text = unit == "text"
+            index = ApproximateIndex(
+                self._config.max_bytes // len(UNITS),
+                self._config.block_bytes if text else 4 * self._config.block_tokens,
+                max_replicas=self._max_replicas,
+            )
+            self._indexes[unit] = index
+            for replica in self.pool:
+                index.add(replica.slot, self._capacity_blocks(replica, unit))
+        return index
+
+    def _capacity_blocks(self, replica: Replica, unit: str) -> int:
+        tokens = self.capacity_tokens(replica)
+        if tokens is None:
+            tokens = self._config.capacity_tokens
+            if replica.load is not None:  # it was asked and did not tell
+                log.warning(
+                    "capacity pool=%s replica=%s unknown=true assumed_tokens=%d",
+                    self.pool.name,
+                    replica.name,
+                    tokens,
+                )
+        return max(1, round(tokens / self.block_tokens(unit)))
+
+    def _resize(self, replica: Replica) -> None:
+        for unit, index in self._indexes.items():
+            index.set_capacity(replica.slot, self._capacity_blocks(replica, unit))
+
+    def _on_change(self, event: str, replica: Replica) -> None:
+        slot = replica.slot
+        if event == "added":
+            self.trust.reset(slot)
+            for unit, index in self._indexes.items():
+                index.add(slot, self._capacity_blocks(replica, unit))
+        elif event == "removed":
+            for index in self._indexes.values():
+                index.drop(slot)
+
+    def _on_load(self, replica: Replica, previous: LoadSnapshot | None) -> None:
+        load = replica.load
+        assert load is not None, "told about a snapshot"
+        queries, hits = load.prefix_queries, load.prefix_hits
+        if self.trust.scraped(replica.slot, queries, hits, load.taken_at):
+            log.info("restart pool=%s replica=%s cache=empty", self.pool.name, replica.name)
+            self.trust.reset(replica.slot)
+            for index in self._indexes.values():
+                index.clear(replica.slot)
+        told = (load.num_blocks, load.block_size)
+        if previous is None or told != (previous.num_blocks, previous.block_size):
+            self._resize(replica)
