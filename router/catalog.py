@@ -87,12 +87,9 @@ class Catalog:
         entry = self._entries.get(name)
         if entry is not None and entry.split:
             return self._arm(entry, request, rand)
-        if entry is not None:
-            target = self._entry_target(entry)
-        else:
-            target = self._served_target(name)
-            if target is None:
-                return self._unknown_target(name)
+        target = self._served_target(name) if entry is None else self._entry_target(entry)
+        if target is None:
+            return self._unknown_target(name)
         self._targets[name] = target
         return target
 
@@ -126,9 +123,12 @@ class Catalog:
         for pool in self._pools.values():
             if name in pool.config.models:
                 return self._named_target(pool.name, name, "", name)
+            narrow = bool(pool.config.models)  # then replicas may add adapters, not models
             for replica in pool:
                 listed = replica.models
-                if listed is not None and (name in listed.models or name in listed.adapters):
+                if listed is None:
+                    continue
+                if name in listed.adapters or (name in listed.models and not narrow):
                     return self._named_target(pool.name, name, "", name)
         return None
 
@@ -167,9 +167,7 @@ def _base_of(pool: Pool, adapter: str) -> str | None:
     return None
 
 
-def _entry(
-    name: str, *, parent: str | None = None, max_model_len: int | None = None
-) -> JsonObject:
+def _entry(name: str, *, parent: str | None = None, max_model_len: int | None = None) -> JsonObject:
     entry: JsonObject = {"id": name, "object": "model", "created": 0, "owned_by": "warmlane"}
     entry["root"] = name
     entry["parent"] = parent

@@ -136,9 +136,7 @@ class Limits(Tree, frozen=True, kw_only=True):
         Count, _note("generated text kept to book the next turn; more is cut")
     ] = 262_144
     replicas: Annotated[int, Meta(ge=1, le=4096, description="replicas per pool")] = 4096
-    tickets: Annotated[
-        int, Meta(ge=1, le=1_048_576, description="open tickets per pool")
-    ] = 65_536
+    tickets: Annotated[int, Meta(ge=1, le=1_048_576, description="open tickets per pool")] = 65_536
 
 
 class Timeouts(Tree, frozen=True, kw_only=True):
@@ -217,9 +215,9 @@ class Index(Tree, frozen=True, kw_only=True):
     block_tokens: Annotated[
         int, Meta(ge=1, le=58, description="tokens per block of token-id prompts")
     ] = 16
-    max_bytes: Annotated[
-        int, Meta(ge=0, description="memory of the index per pool; 0: no cap")
-    ] = 1_073_741_824
+    max_bytes: Annotated[int, Meta(ge=0, description="memory of the index per pool; 0: no cap")] = (
+        1_073_741_824
+    )
     capacity_tokens: Annotated[
         Count, _note("KV cache of a replica that tells none anywhere (with a warning)")
     ] = 131_072

@@ -31,9 +31,7 @@ _ORIGIN = re.compile(
 class _StrictLoader(yaml.SafeLoader):
     """YAML's safe subset; a key written twice is an error, not silently the last one."""
 
-    def construct_mapping(
-        self, node: yaml.MappingNode, deep: bool = False
-    ) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

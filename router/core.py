@@ -114,9 +114,7 @@ class Router:
         initial = ReplicaState.JOINING if joining else ReplicaState.READY
         for number, pool_config in enumerate(config.pools):
             parts = build_parts(pool_config, f"pools[{number}]")
-            pool = Pool(
-                pool_config, config.limits, stale_s=config.scrape.stale_s, initial=initial
-            )
+            pool = Pool(pool_config, config.limits, stale_s=config.scrape.stale_s, initial=initial)
             lane = Lane(number, pool, parts, config, self.metrics)
             self.pools[pool.name] = pool
             self.lanes[pool.name] = lane

@@ -55,9 +55,7 @@ class Subset:
         subset = request.subset
         if subset is None:
             return 0
-        return _drop(
-            candidates, mask, lambda each: each.name in subset or each.endpoint in subset
-        )
+        return _drop(candidates, mask, lambda each: each.name in subset or each.endpoint in subset)
 
 
 class Labels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -81,6 +81,7 @@ class Candidates(Protocol):
     @property
     def version(self) -> int:
         """Grows with every change of membership, state or models: caches hang on it."""
+
     def __len__(self) -> int: ...
 
 

@@ -36,6 +36,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.errors", 1),
     ("warmlane.router.interfaces", 2),
     ("warmlane.router.config", 2),
+    ("warmlane.router.config_cli", 8),  # a command: it builds the parts that the tree names
     ("warmlane.router.config_*", 2),
     ("warmlane.router", 0),  # the packages themselves hold a docstring and nothing else
     ("warmlane.router.feeds", 0),
@@ -50,7 +51,11 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.health", 3),
     ("warmlane.router.prefix", 3),
     ("warmlane.router.index", 3),
+    ("warmlane.router.trust", 3),
     ("warmlane.router.pool", 3),
+    ("warmlane.router.candidates", 3),
+    ("warmlane.router.catalog", 3),
+    ("warmlane.router.view", 3),
     ("warmlane.router.filters", 3),
     ("warmlane.router.pickers", 3),
     ("warmlane.router.costs", 3),
@@ -60,6 +65,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.sim.traces", 3),
     ("warmlane.router.sim.workload", 3),
     ("warmlane.router.decide", 4),
+    ("warmlane.router.lane", 4),
     ("warmlane.router.explain", 4),
     ("warmlane.router.admission", 4),
     ("warmlane.router.core", 4),
