@@ -1,0 +1,198 @@
+"""All feeds of one router: starts and stops discovery, scrapes and probes as replicas come and go.
+
+Owns every task of the network-in side and the HTTP session. A feed that dies of a bug is reported
+and started again: advice may fail, the router goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+import aiohttp
+
+from warmlane.router.config import Config, PoolConfig
+from warmlane.router.feeds.client import engine_headers, open_session
+from warmlane.router.feeds.discovery import Watch, sources
+from warmlane.router.feeds.membership import Membership
+from warmlane.router.feeds.probe import Prober
+from warmlane.router.feeds.scrape import Pace, Scraper
+from warmlane.router.metrics import Metrics
+from warmlane.router.pool import Pool, Replica
+from warmlane.router.types import ReplicaSpec
+
+log = logging.getLogger("warmlane.feeds")
+
+_RESTART_S = 1.0
+_TICK_S = 0.1
+
+Job = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Feeds:
+    """start() once inside the loop that owns the pools; close() ends every task."""
+
+    def __init__(
+        self,
+        pools: dict[str, Pool],
+        config: Config,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self.pools = pools
+        self.metrics = metrics
+        self.clock = clock
+        self.membership = {
+            name: Membership(pool, metrics, drain_s=config.timeouts.drain_s)
+            for name, pool in pools.items()
+        }
+        self.probers: dict[tuple[str, str], Prober] = {}
+        self.scrapers: dict[tuple[str, str], Scraper] = {}
+        self._config = config
+        self._headers: dict[str, dict[str, str]] = {}
+        self._pace = Pace()
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: dict[tuple[str, str], list[asyncio.Task[None]]] = {}
+        self._watches: dict[str, list[asyncio.Task[None]]] = {}
+        self._ticker: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """ConfigError when an engine key is configured but cannot be read."""
+        self._headers = _all_headers(self._config)
+        self._session = open_session(self._config.timeouts.upstream_keepalive_s)
+        for pool in self.pools.values():
+            pool.on_change(partial(self._on_change, pool))
+            for replica in pool:
+                self._begin(pool, replica)
+        for pool_config in self._config.pools:
+            self._follow(pool_config)
+        self._ticker = self._spawn("membership", self._tick)
+
+    async def close(self) -> None:
+        """Cancel every task and close the session; may be called twice."""
+        tasks = [task for group in self._tasks.values() for task in group]
+        tasks += [task for group in self._watches.values() for task in group]
+        if self._ticker is not None:
+            tasks.append(self._ticker)
+        self._tasks.clear()
+        self._watches.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def reload(self, config: Config) -> None:
+        """Follow a new config: keys, replicas, discovery, intervals. Pools must be the same ones.
+
+        ConfigError leaves everything as it was.
+        """
+        headers = _all_headers(config)
+        self._config, self._headers = config, headers
+        for name, membership in self.membership.items():
+            membership.drain_s = config.timeouts.drain_s
+            for task in self._watches.pop(name, []):
+                task.cancel()
+        for pool_config in config.pools:
+            self._follow(pool_config)
+        for pool in self.pools.values():
+            for replica in pool:
+                self._end(pool, replica)
+                self._begin(pool, replica)
+
+    def _follow(self, config: PoolConfig) -> None:
+        """Deliver the static list and watch the discovery sources of one pool."""
+        membership = self.membership[config.name]
+        deliver = partial(self._deliver, membership)
+        deliver("static", config.replicas)
+        found = sources(config.discovery)
+        for kind in {"file", "dns", "srv"} - {source.kind for source in found}:
+            membership.forget_source(kind, self.clock())
+        interval_s = config.discovery.interval_s
+        self._watches[config.name] = [
+            self._spawn(
+                f"discovery {config.name} {source.kind}",
+                Watch(config.name, source, interval_s, self.metrics, deliver).run,
+            )
+            for source in found
+        ]
+
+    def _deliver(self, membership: Membership, kind: str, specs: Sequence[ReplicaSpec]) -> None:
+        membership.update(kind, specs, self.clock())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            for membership in self.membership.values():
+                membership.tick(self.clock())
+
+    def _on_change(self, pool: Pool, event: str, replica: Replica) -> None:
+        if event == "added":
+            self._begin(pool, replica)
+        elif event == "removed":
+            self._end(pool, replica)
+        elif event == "state":
+            log.info(
+                'event=state pool=%s replica=%s state=%s why="%s"',
+                pool.name,
+                replica.name,
+                replica.state.name.lower(),
+                replica.reason,
+            )
+
+    def _begin(self, pool: Pool, replica: Replica) -> None:
+        session = self._session
+        if session is None:  # closing
+            return
+        key = (pool.name, replica.name)
+        headers = self._headers.get(pool.name, {})
+        prober = self.probers[key] = Prober(
+            pool, replica, session, self._config.probe, headers=headers, metrics=self.metrics
+        )
+        scraper = self.scrapers[key] = Scraper(
+            pool,
+            replica,
+            session,
+            self._config.scrape,
+            headers=headers,
+            metrics=self.metrics,
+            pace=self._pace,
+            clock=self.clock,
+        )
+        self._tasks[key] = [
+            self._spawn(f"probe {replica.name}", prober.run),
+            self._spawn(f"scrape {replica.name}", scraper.run),
+        ]
+
+    def _end(self, pool: Pool, replica: Replica) -> None:
+        key = (pool.name, replica.name)
+        self.probers.pop(key, None)
+        self.scrapers.pop(key, None)
+        for task in self._tasks.pop(key, []):
+            task.cancel()
+
+    def _spawn(self, name: str, job: Job) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(_forever(name, job), name=name)
+
+
+async def _forever(name: str, job: Job) -> None:
+    """Run a feed; one that ends by a bug is logged with its trace and started again."""
+    while True:
+        try:
+            await job()
+        except Exception:
+            log.exception('event=feed_bug feed="%s"', name)
+        await asyncio.sleep(_RESTART_S)
+
+
+def _all_headers(config: Config) -> dict[str, dict[str, str]]:
+    return {
+        pool.name: engine_headers(
+            pool.engine_api_key_file, pool.engine_api_key_env, f"pools[{pool.name}]"
+        )
+        for pool in config.pools
+    }
