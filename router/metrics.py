@@ -13,7 +13,7 @@ Not thread-safe: the owner thread of the Router calls it, as everything in the c
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 # Bounds in seconds. TTFT and duration follow the spread of engine answers (a cached prompt takes
@@ -184,7 +184,7 @@ class Metrics:
         self.upstream_connections = 0
         self.loop_lag = 0.0
         self.loop_lag_max = 0.0
-        self.renderer: Callable[[], bytes] | None = None  # see metrics_export.attach
+        self.renderer: Callable[[], Iterable[bytes]] | None = None  # see metrics_export.attach
 
     # Hot path ---------------------------------------------------------------------------------
 
@@ -315,10 +315,14 @@ class Metrics:
                 for name in [name for name in cells if name[:2] == pair]:
                     del cells[name]
 
-    def render(self) -> bytes:
-        """Prometheus text exposition; needs a renderer (`metrics_export.attach`)."""
-        assert self.renderer is not None, "metrics_export.attach(metrics, router) comes first"
+    def parts(self) -> Iterable[bytes]:
+        """Prometheus text exposition, family by family; needs `metrics_export.attach`."""
+        assert self.renderer is not None, "metrics_export.attach comes first"
         return self.renderer()
+
+    def render(self) -> bytes:
+        """The whole exposition at once."""
+        return b"".join(self.parts())
 
     def _open(
         self, cells: dict[str, list[float]], pool: str, bounds: tuple[float, ...]

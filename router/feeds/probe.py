@@ -167,8 +167,8 @@ class Prober:
             return
         if not at_once and self.failures < self.config.failures:
             return
-        self.ejected = True
         if replica.health is not ReplicaState.EJECTED:
+            self.ejected = True
             reason = why if at_once else "probe"
             self.metrics.ejection(pool.name, replica.name, reason)
             pool.set_state(replica.slot, ReplicaState.EJECTED, f"probe: {why}")
