@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from warmlane import __version__
-from warmlane.router.metrics import FAMILIES, HIT_FAMILIES, HISTOGRAMS, Family, Metrics
+from warmlane.router.metrics import FAMILIES, HISTOGRAMS, HIT_FAMILIES, Family, Metrics
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.types import LoadSnapshot, ReplicaState
 

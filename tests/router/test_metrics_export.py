@@ -1,0 +1,140 @@
+"""The exposition: equal to the client library's own, complete, and safe against odd labels."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from warmlane.router.config import PoolConfig
+from warmlane.router.metrics import FAMILIES, Metrics
+from warmlane.router.metrics_export import RouterCollector, attach
+from warmlane.router.pool import Pool
+from warmlane.router.types import LoadSnapshot, ReplicaSpec, ReplicaState
+
+Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def parsed(text: str) -> Series:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def pool() -> Pool:
+    pool = Pool(PoolConfig(name="chat"))
+    pool.add(ReplicaSpec(url="http://10.0.0.1:8000"), 0.0)
+    pool.add(ReplicaSpec(url="http://10.0.0.2:8000", name='we"ird\\na\nme'), 0.0)
+    pool.set_state(1, ReplicaState.EJECTED)
+    pool.update_load(
+        0,
+        LoadSnapshot(
+            taken_at=90.0, waiting=3, running=4, kv_usage=0.25, prefix_queries=100, prefix_hits=40
+        ),
+    )
+    pool.ledger.open(0, 500, 700, 0.0)
+    return pool
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    """One with something in every family."""
+    metrics = Metrics()
+    metrics.request_done("chat", "10.0.0.1:8000", "chat", 200)
+    metrics.request_done("", "", "other", 404)
+    for seconds in (0.0004, 0.03, 99.0):
+        metrics.ttft("chat", seconds)
+        metrics.duration("chat", seconds)
+        metrics.decision("chat", seconds)
+    metrics.hit("chat", "10.0.0.1:8000", 64, 48, 100)
+    for family in FAMILIES:
+        if family.kind == "counter":
+            metrics.counts[family.name].setdefault(tuple(family.labels), 7)
+    metrics.leaked_tickets(2)
+    metrics.client_connections = 5
+    metrics.lag(0.5)
+    metrics.lag(0.125)
+    return metrics
+
+
+def collector(metrics: Metrics, pool: Pool) -> RouterCollector:
+    return attach(metrics, {"chat": pool}, lambda name: (12, 3456), lambda: 100.0)
+
+
+def value(series: Series, name: str, **labels: str) -> float:
+    return series[name, frozenset(labels.items())]
+
+
+def test_our_text_says_what_the_client_library_would(metrics: Metrics, pool: Pool) -> None:
+    registry = CollectorRegistry()
+    ours = collector(metrics, pool)
+    registry.register(ours)
+    text = "".join(ours.text())
+    metrics.lag(0.5)  # a scrape takes the greatest lag with it
+    metrics.lag(0.125)
+    assert parsed(text) == parsed(generate_latest(registry).decode())
+
+
+def test_the_text_is_complete_and_each_family_declared_once(metrics: Metrics, pool: Pool) -> None:
+    text = "".join(collector(metrics, pool).text())
+    for family in FAMILIES:
+        assert text.count(f"# TYPE {family.name} {family.kind}\n") == 1
+        lines = [line for line in text.splitlines() if line.startswith(family.name)]
+        assert lines, f"{family.name} has no series although everything happened"
+    assert all(line.startswith(("# ", "warmlane_")) for line in text.splitlines())
+
+
+def test_values(metrics: Metrics, pool: Pool) -> None:
+    collector(metrics, pool)
+    series = parsed(metrics.render().decode())
+    one = {"pool": "chat", "replica": "10.0.0.1:8000"}
+    assert value(series, "warmlane_requests_total", **one, kind="chat", status="200") == 1
+    assert value(series, "warmlane_ttft_seconds_bucket", pool="chat", le="0.001") == 1
+    assert value(series, "warmlane_ttft_seconds_bucket", pool="chat", le="0.05") == 2
+    assert value(series, "warmlane_ttft_seconds_bucket", pool="chat", le="+Inf") == 3
+    assert value(series, "warmlane_ttft_seconds_count", pool="chat") == 3
+    assert value(series, "warmlane_ttft_seconds_sum", pool="chat") == pytest.approx(99.0304)
+    assert value(series, "warmlane_actual_hit_tokens_total", **one) == 48
+    assert value(series, "warmlane_hit_error_tokens_total", **one, sign="over") == 16
+    assert value(series, "warmlane_hit_error_tokens_total", **one, sign="under") == 0
+    assert value(series, "warmlane_replicas", pool="chat", state="ready") == 1
+    assert value(series, "warmlane_replicas", pool="chat", state="ejected") == 1
+    assert value(series, "warmlane_replica_inflight_requests", **one) == 1
+    assert value(series, "warmlane_replica_inflight_prefill_tokens", **one) == 500
+    assert value(series, "warmlane_replica_scrape_age_seconds", **one) == 10
+    assert value(series, "warmlane_replica_kv_usage_ratio", **one) == 0.25
+    assert value(series, "warmlane_engine_prefix_hit_tokens_total", **one) == 40
+    assert value(series, "warmlane_open_tickets", pool="chat") == 1
+    assert value(series, "warmlane_index_bytes", pool="chat") == 3456
+    assert value(series, "warmlane_loop_lag_max_seconds") == 0.5
+    assert value(series, "warmlane_leaked_tickets_total") == 2
+    assert "process_cpu_seconds_total" in {name for name, _ in series}
+
+
+def test_a_replica_never_scraped_has_no_age(metrics: Metrics, pool: Pool) -> None:
+    ours = collector(metrics, pool)
+    aged = {labels[1] for labels, _ in ours.samples("warmlane_replica_scrape_age_seconds")}
+    ready = {labels[1] for labels, _ in ours.samples("warmlane_replica_ready")}
+    assert aged == {"10.0.0.1:8000"}
+    assert len(ready) == 2
+
+
+def test_the_greatest_lag_starts_anew_after_a_scrape(metrics: Metrics, pool: Pool) -> None:
+    collector(metrics, pool)
+    metrics.render()
+    series = parsed(metrics.render().decode())
+    assert value(series, "warmlane_loop_lag_max_seconds") == 0.125
+
+
+def test_dropped_series_are_told(metrics: Metrics, pool: Pool) -> None:
+    metrics.series_dropped = 9
+    series = parsed("".join(collector(metrics, pool).text()))
+    assert value(series, "warmlane_limits_reached_total", what="series") == 9
+
+
+def test_without_attach_rendering_is_a_bug() -> None:
+    with pytest.raises(AssertionError):
+        Metrics().render()
