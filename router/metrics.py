@@ -166,6 +166,7 @@ class Metrics:
         "requests",
         "series_dropped",
         "upstream_connections",
+        "version",
     )
 
     def __init__(self) -> None:
@@ -182,6 +183,7 @@ class Metrics:
         self.series_dropped = 0
         self.client_connections = 0  # set by the proxy
         self.upstream_connections = 0
+        self.version = "unknown"  # set by the command that serves
         self.loop_lag = 0.0
         self.loop_lag_max = 0.0
         self.renderer: Callable[[], Iterable[bytes]] | None = None  # see metrics_export.attach

@@ -20,7 +20,6 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from warmlane import __version__
 from warmlane.router.metrics import FAMILIES, HISTOGRAMS, HIT_FAMILIES, Family, Metrics
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.types import LoadSnapshot, ReplicaState
@@ -93,7 +92,7 @@ class RouterCollector(Collector):
             ],
             "warmlane_loop_lag_seconds": lambda: [((), metrics.loop_lag)],
             "warmlane_loop_lag_max_seconds": self._greatest_lag,
-            "warmlane_build_info": lambda: [((__version__,), 1)],
+            "warmlane_build_info": lambda: [((metrics.version,), 1)],
         }
 
     def describe(self) -> list[Metric]:

@@ -70,9 +70,12 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.admission", 4),
     ("warmlane.router.core", 4),
     ("warmlane.router.metrics", 4),
+    ("warmlane.router.metrics_export", 4),
     ("warmlane.router.feeds.*", 5),
     ("warmlane.router.tokenize", 5),
     ("warmlane.router.build", 6),
+    ("warmlane.router.serve", 8),  # build, proxy and admin joined; a command
+    ("warmlane.router.explain_cli", 8),
     ("warmlane.router.sim.replay", 6),
     ("warmlane.router.proxy.*", 7),
     ("warmlane.envoy.*", 7),
@@ -90,13 +93,14 @@ IMPURE = {
     *("subprocess", "multiprocessing", "http", "urllib.request", "signal", "uvloop", "aiohttp"),
     *("zmq", "httptools", "grpc", "prometheus_client", "concurrent"),
 }
-IMPURE_WHERE = {"warmlane.router.metrics": {"prometheus_client"}}
+IMPURE_WHERE = {"warmlane.router.metrics_export": {"prometheus_client"}}
 # Third-party packages by the lowest floor that may use them.
 PACKAGES = {
     "msgspec": 1,
     "yaml": 2,
     "prometheus_client": 4,
     "aiohttp": 5,
+    "dns": 5,
     "zmq": 5,
     "uvloop": 6,
     "httptools": 7,

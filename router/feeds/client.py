@@ -11,7 +11,6 @@ from pathlib import Path
 
 import aiohttp
 
-from warmlane import __version__
 from warmlane.router.errors import ConfigError
 
 _CHUNK = 65_536
@@ -34,7 +33,7 @@ def open_session(keepalive_s: float) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(limit=256, keepalive_timeout=keepalive_s)
     return aiohttp.ClientSession(
         connector=connector,
-        headers={"User-Agent": f"warmlane/{__version__}", "Accept-Encoding": "identity"},
+        headers={"User-Agent": "warmlane", "Accept-Encoding": "identity"},
         trust_env=False,
         cookie_jar=aiohttp.DummyCookieJar(),
     )

@@ -39,9 +39,7 @@ class LookupFailed(Exception):
 class Source(Protocol):
     """One origin of replicas. `look` returns the whole list, or None when it did not change."""
 
-    @property
-    def kind(self) -> str:
-        """file, dns or srv; a label in metrics."""
+    kind: str  # file, dns or srv; a label in metrics
 
     async def look(self) -> Sequence[ReplicaSpec] | None:
         """Raises LookupFailed."""
