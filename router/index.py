@@ -51,10 +51,11 @@ class ApproximateIndex:
         self.default_blocks = default_blocks
         self.guessed: set[int] = set()
         self.capped: set[int] = set()
-        self._tree = RadixTree(max_bytes // 2, max_replicas)
+        half = (max_bytes + 1) // 2
+        self._tree = RadixTree(half, max_replicas)
         self._lrus: list[Lru | None] = [None] * max_replicas
         self._wanted: dict[int, int] = {}  # blocks by live slot, before the cap
-        self._lru_blocks = max_bytes // 2 // LRU_BLOCK_BYTES
+        self._lru_blocks = -(-half // LRU_BLOCK_BYTES)  # 0: no cap
         self._too_large: set[int] = set()  # recency sets above their capacity after a shrink
 
     # ---- membership ----

@@ -87,9 +87,6 @@ cdef inline double item(const Column* column, Py_ssize_t at) noexcept nogil:
     return (<int32_t*>column.data)[at]
 
 
-# ---- one column to scores ---------------------------------------------------------------------
-
-
 cdef inline double share(double value, double scale) noexcept nogil:
     """value / scale within 0..1; a scale of 0 or less is the limit of a small one; NaN gives 0."""
     if not value > 0:
@@ -97,7 +94,23 @@ cdef inline double share(double value, double scale) noexcept nogil:
     return 1.0 if value >= scale else value / scale
 
 
-def fraction(col, double scale, out):
+cdef enum Shape:
+    FRACTION
+    SATURATE
+    INVERSE
+
+
+cdef inline double shaped(Shape shape, double value, double scale) noexcept nogil:
+    if isnan(value):
+        return 0.0
+    if shape == FRACTION:
+        return share(value, scale)
+    if shape == SATURATE:
+        return 1.0 - share(value, scale)
+    return 1.0 / (1.0 + value) if value > 0 else 1.0
+
+
+cdef int score_column(Shape shape, object col, double scale, object out) except -1:
     cdef Scope scope
     cdef Column source, target
     cdef Py_ssize_t at
@@ -107,46 +120,22 @@ def fraction(col, double scale, out):
         borrow(&scope, col, b"di", &source)
         long_enough(&source, target.size, "col")
         for at in range(target.size):
-            (<double*>target.data)[at] = share(item(&source, at), scale)
+            (<double*>target.data)[at] = shaped(shape, item(&source, at), scale)
     finally:
         give_back(&scope)
+    return 0
+
+
+def fraction(col, double scale, out):
+    score_column(FRACTION, col, scale, out)
 
 
 def saturate(col, double limit, out):
-    cdef Scope scope
-    cdef Column source, target
-    cdef Py_ssize_t at
-    cdef double value
-    scope.held = 0
-    try:
-        borrow_out(&scope, out, b"d", &target)
-        borrow(&scope, col, b"di", &source)
-        long_enough(&source, target.size, "col")
-        for at in range(target.size):
-            value = item(&source, at)
-            (<double*>target.data)[at] = 0.0 if isnan(value) else 1.0 - share(value, limit)
-    finally:
-        give_back(&scope)
+    score_column(SATURATE, col, limit, out)
 
 
 def inverse(col, out):
-    cdef Scope scope
-    cdef Column source, target
-    cdef Py_ssize_t at
-    cdef double value
-    scope.held = 0
-    try:
-        borrow_out(&scope, out, b"d", &target)
-        borrow(&scope, col, b"di", &source)
-        long_enough(&source, target.size, "col")
-        for at in range(target.size):
-            value = item(&source, at)
-            if isnan(value):
-                (<double*>target.data)[at] = 0.0
-            else:
-                (<double*>target.data)[at] = 1.0 / (1.0 + value) if value > 0 else 1.0
-    finally:
-        give_back(&scope)
+    score_column(INVERSE, col, 1.0, out)
 
 
 def less_is_better(col, mask, out):
@@ -179,7 +168,7 @@ def less_is_better(col, mask, out):
 
 
 def tokens_saved(hit, double prompt_tokens, out, double floor_tokens=1024.0):
-    fraction(hit, max(prompt_tokens, floor_tokens), out)
+    score_column(FRACTION, hit, max(prompt_tokens, floor_tokens), out)
 
 
 def hit_tokens(blocks, double tokens_per_block, double prompt_tokens, trust, out):
@@ -201,9 +190,6 @@ def hit_tokens(blocks, double tokens_per_block, double prompt_tokens, trust, out
             (<double*>target.data)[at] = value if trust is None else value * item(&factor, at)
     finally:
         give_back(&scope)
-
-
-# ---- masks ------------------------------------------------------------------------------------
 
 
 def count(mask):
@@ -317,6 +303,15 @@ cdef inline bint before(
     return left < right
 
 
+cdef int borrow_homes(Scope* scope, object homes, Py_ssize_t need, Column* names) except -1:
+    """Hashes of the replicas' names; no data when there are none."""
+    names.data = NULL
+    if homes is not None:
+        borrow(scope, homes, b"Q", names)
+        long_enough(names, need, "homes")
+    return 0
+
+
 def top_k(out, mask, Py_ssize_t k, rand, order, homes=None):
     cdef Scope scope
     cdef Column total, kept, target, names
@@ -325,16 +320,13 @@ def top_k(out, mask, Py_ssize_t k, rand, order, homes=None):
     cdef double* values
     cdef int32_t* places
     scope.held = 0
-    names.data = NULL
     try:
         borrow(&scope, mask, b"B", &kept)
         borrow(&scope, out, b"d", &total)
         long_enough(&total, kept.size, "out")
         borrow_out(&scope, order, b"i", &target)
         long_enough(&target, min(max(k, 0), kept.size), "order")
-        if homes is not None:
-            borrow(&scope, homes, b"Q", &names)
-            long_enough(&names, kept.size, "homes")
+        borrow_homes(&scope, homes, kept.size, &names)
         values, places = <double*>total.data, <int32_t*>target.data
         for at in range(kept.size):
             if kept.data[at] == 0 or k <= 0:
@@ -363,25 +355,22 @@ def arg_max(out, mask, rand, homes=None):
     cdef Scope scope
     cdef Column total, kept, names
     cdef uint64_t seed = PyLong_AsUnsignedLongLongMask(rand)
+    cdef double* values
     cdef Py_ssize_t at
     cdef int32_t best = -1
     scope.held = 0
-    names.data = NULL
     try:
         borrow(&scope, mask, b"B", &kept)
         borrow(&scope, out, b"d", &total)
         long_enough(&total, kept.size, "out")
-        if homes is not None:
-            borrow(&scope, homes, b"Q", &names)
-            long_enough(&names, kept.size, "homes")
+        borrow_homes(&scope, homes, kept.size, &names)
+        values = <double*>total.data
         for at in range(kept.size):
             if kept.data[at] == 0:
                 continue
-            if isnan((<double*>total.data)[at]):
+            if isnan(values[at]):
                 raise ValueError(f"the total of slot {at} is NaN")
-            if best < 0 or before(
-                <double*>total.data, <uint64_t*>names.data, seed, <int32_t>at, best
-            ):
+            if best < 0 or before(values, <uint64_t*>names.data, seed, <int32_t>at, best):
                 best = <int32_t>at
         return best
     finally:
@@ -400,10 +389,9 @@ def rendezvous(key, homes, mask):
         borrow(&scope, homes, b"Q", &names)
         long_enough(&names, kept.size, "homes")
         for at in range(kept.size):
-            if kept.data[at] != 0:
-                rank = mix(seed, (<uint64_t*>names.data)[at])
-                if best < 0 or rank > greatest:
-                    best, greatest = at, rank
+            rank = mix(seed, (<uint64_t*>names.data)[at])
+            if kept.data[at] != 0 and (best < 0 or rank > greatest):
+                best, greatest = at, rank
         return best
     finally:
         give_back(&scope)

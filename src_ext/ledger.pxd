@@ -16,7 +16,7 @@ cdef struct Ticket:
     double opened           # the caller's clock, seconds
     double prefill          # tokens charged and not yet given back
     double decode           # tokens charged, output included
-    double output           # output tokens heard of so far
+    double output           # of these, output: expected, or heard of when more
     uint32_t generation
     int32_t slot            # -1: free
     uint32_t newer          # ring of open tickets in order of opening; on the free list: next

@@ -26,12 +26,20 @@ class Ledger:
     def __init__(
         self, slots: int = 4096, max_tickets: int = 65536, columns: Sequence[Buffer] | None = None
     ) -> None: ...
-    def open(self, slot: int, prefill_tokens: float, decode_tokens: float, now: float) -> int:
+    def open(
+        self,
+        slot: int,
+        prefill_tokens: float,
+        decode_tokens: float,
+        now: float,
+        expected_output: float = 0.0,
+    ) -> int:
         """Reserves work on `slot`; returns the ticket number (> 0, never reused while open).
 
         prefill_tokens: prompt tokens that the replica must compute (uncached), held until the first
-        token. decode_tokens: context tokens held while the request runs (the prompt, plus expected
-        output if the caller wants it charged ahead), until close. now: seconds, caller's clock.
+        token. decode_tokens: context tokens held while the request runs (the prompt), until close.
+        expected_output: output tokens charged ahead to the decode column; `progress` adds only what
+        goes beyond. now: seconds, caller's clock.
         Raises LedgerFull (counted in `full_events`), IndexError, ValueError (not finite).
         """
     def moved(self, ticket: int, slot: int, prefill_tokens: float) -> bool:
@@ -41,7 +49,7 @@ class Ledger:
     def progress(self, ticket: int, output_tokens: float) -> bool:
         """`output_tokens` so far in all (not the difference), added to the decode column.
 
-        A smaller count than before changes nothing. False when stale.
+        A count below the expected one or the last one changes nothing. False when stale.
         """
     def close(self, ticket: int, now: float) -> tuple[int, float]:
         """Gives everything back. (slot, seconds since open), or (-1, -1.0) when stale."""

@@ -142,13 +142,17 @@ cdef class Ledger:
 
     # ---- face: checks -------------------------------------------------------------------
 
-    def open(self, Py_ssize_t slot, double prefill_tokens, double decode_tokens, double now):
+    def open(
+        self, Py_ssize_t slot, double prefill_tokens, double decode_tokens, double now,
+        double expected_output=0.0,
+    ):
         cdef uint32_t index
         cdef Ticket* ticket
         if not 0 <= slot < self.slots:
             raise IndexError(f"slot {slot} of {self.slots}")
         check_tokens(prefill_tokens)
         check_tokens(decode_tokens)
+        check_tokens(expected_output)
         if self.free_head != 0:
             index = self.free_head
             self.free_head = self.tickets[index].newer
@@ -164,8 +168,8 @@ cdef class Ledger:
             ticket.generation = 1
         ticket.opened = now
         ticket.prefill = whole(prefill_tokens)
-        ticket.decode = whole(decode_tokens)
-        ticket.output = 0
+        ticket.output = whole(expected_output)
+        ticket.decode = whole(decode_tokens) + ticket.output
         ticket.slot = <int32_t>slot
         ticket.decoding = 0
         ticket.newer = 0

@@ -6,17 +6,7 @@ entries {32 bits of hash, node}. Node 0 is the ring's sentinel: its `older` is t
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-
-
-cdef struct Node:
-    uint64_t key
-    uint32_t newer
-    uint32_t older          # FREE: on the free list; HELD: taken out of the ring by a running touch
-
-
-cdef struct Table:
-    uint64_t* entries       # hash << 32 | node; 0 is empty
-    uint32_t bits           # 1 << bits entries
+from warmlane._core.lru_ring cimport Node, Table
 
 
 cdef class Lru:

@@ -19,6 +19,18 @@ from cpython.buffer cimport (
 )
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
+from warmlane._core.lru_ring cimport (
+    FREE,
+    HELD,
+    Node,
+    Table,
+    add_entry,
+    find,
+    hash_of,
+    link_newest,
+    remove_entry,
+    unlink,
+)
 
 import array
 
@@ -36,8 +48,6 @@ cdef extern from *:
     void wl_prefetch(const void* address) noexcept nogil
 
 cdef enum:
-    FREE = 0xFFFFFFFF
-    HELD = 0xFFFFFFFE
     REPEATED = 0xFFFFFFFD   # in scratch: the key occurred earlier in the same chain
     FIRST_BITS = 6
     TRIM_SLICE = 1024       # blocks that one trim evicts at most
@@ -45,71 +55,6 @@ cdef enum:
 
 MAX_CAPACITY = 1 << 28
 cdef array.array EMPTY = array.array("Q")
-
-
-cdef inline uint32_t hash_of(uint64_t key) noexcept nogil:
-    # Keys are hashes already; the multiplication only protects against callers with small integers.
-    return <uint32_t>((key * <uint64_t>0x9E3779B97F4A7C15) >> 32)
-
-
-cdef inline uint32_t find(Table* table, Node* nodes, uint64_t key, uint32_t mixed) noexcept nogil:
-    """Node of `key` in `table`, 0 if absent."""
-    cdef uint32_t mask = (<uint32_t>1 << table.bits) - 1
-    cdef uint32_t at = mixed >> (32 - table.bits)
-    cdef uint32_t node
-    cdef uint64_t entry = table.entries[at]
-    while entry != 0:
-        if <uint32_t>(entry >> 32) == mixed:
-            node = <uint32_t>entry
-            if nodes[node].key == key and nodes[node].older != FREE:
-                return node
-        at = (at + 1) & mask
-        entry = table.entries[at]
-    return 0
-
-
-cdef inline void add_entry(Table* table, uint32_t mixed, uint32_t node) noexcept nogil:
-    cdef uint32_t mask = (<uint32_t>1 << table.bits) - 1
-    cdef uint32_t at = mixed >> (32 - table.bits)
-    while table.entries[at] != 0:
-        at = (at + 1) & mask
-    table.entries[at] = <uint64_t>mixed << 32 | node
-
-
-cdef void remove_entry(Table* table, uint32_t mixed, uint32_t node) noexcept nogil:
-    """Removes the entry of `node` if it is there; later entries shift back, no tombstones."""
-    cdef uint32_t mask = (<uint32_t>1 << table.bits) - 1
-    cdef uint32_t at = mixed >> (32 - table.bits)
-    cdef uint32_t hole, home
-    cdef uint64_t wanted = <uint64_t>mixed << 32 | node
-    while table.entries[at] != wanted:
-        if table.entries[at] == 0:
-            return
-        at = (at + 1) & mask
-    hole = at
-    while True:
-        at = (at + 1) & mask
-        if table.entries[at] == 0:
-            break
-        home = <uint32_t>(table.entries[at] >> 32) >> (32 - table.bits)
-        # The entry may fill the hole unless its home lies cyclically in (hole, at].
-        if ((at - home) & mask) >= ((at - hole) & mask):
-            table.entries[hole] = table.entries[at]
-            hole = at
-    table.entries[hole] = 0
-
-
-cdef inline void unlink(Node* nodes, uint32_t node) noexcept nogil:
-    nodes[nodes[node].newer].older = nodes[node].older
-    nodes[nodes[node].older].newer = nodes[node].newer
-
-
-cdef inline void link_newest(Node* nodes, uint32_t node) noexcept nogil:
-    cdef uint32_t second = nodes[0].older
-    nodes[node].newer = 0
-    nodes[node].older = second
-    nodes[second].newer = node
-    nodes[0].older = node
 
 
 cdef int take_keys(object keys, Py_buffer* view) except -1:

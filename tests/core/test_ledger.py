@@ -34,17 +34,17 @@ class LedgerMachine(RuleBasedStateMachine):
         self.twin = TwinLedger(MAX_TICKETS)
         self.now = 100.0
 
-    @rule(target=tickets, slot=SLOT, prefill=TOKENS, decode=TOKENS)
-    def open(self, slot: int, prefill: float, decode: float) -> int:
+    @rule(target=tickets, slot=SLOT, prefill=TOKENS, decode=TOKENS, expected=st.integers(0, 500))
+    def open(self, slot: int, prefill: float, decode: float, expected: int) -> int:
         self.now += 1.0
         if len(self.twin.open_tickets) == MAX_TICKETS:
             with pytest.raises(LedgerFull):
-                self.real.open(slot, prefill, decode, self.now)
+                self.real.open(slot, prefill, decode, self.now, expected)
             self.twin.full += 1
             return -1
-        ticket = self.real.open(slot, prefill, decode, self.now)
+        ticket = self.real.open(slot, prefill, decode, self.now, expected)
         assert 0 < ticket < 1 << ledger.TICKET_BITS
-        self.twin.open(ticket, slot, prefill, decode, self.now)
+        self.twin.open(ticket, slot, prefill, decode, self.now, expected)
         return ticket
 
     @rule(ticket=tickets | st.integers(-(2**63), 2**63 - 1), slot=SLOT, prefill=TOKENS)

@@ -12,14 +12,22 @@ class TwinLedger:
         self.stale = 0
         self.full = 0
 
-    def open(self, ticket: int, slot: int, prefill: float, decode: float, now: float) -> None:
+    def open(
+        self,
+        ticket: int,
+        slot: int,
+        prefill: float,
+        decode: float,
+        now: float,
+        expected: float = 0.0,
+    ) -> None:
         assert ticket not in self.open_tickets, "a ticket number was reused while open"
         assert len(self.open_tickets) < self.max_tickets
         self.open_tickets[ticket] = {
             "slot": slot,
             "prefill": max(0, round(prefill)),
             "decode": max(0, round(decode)),
-            "output": 0,
+            "output": max(0, round(expected)),
             "opened": now,
             "running": False,
         }
