@@ -48,8 +48,8 @@ lint: build ## ruff, mypy strict, pyright, cython-lint
 	$(VENV)/bin/pyright --warnings
 	$(VENV)/bin/cython-lint src_ext
 
-bench: build ## the bars: core, decision, proxy; exits non-zero when one falls short
-	$(PY) benchmarks/run.py
+bench: build ## the bars: core, decision, proxy; exits non-zero when one falls short (ARGS=--quick)
+	PYTHONPATH=. $(PY) -m benchmarks $(ARGS)
 
 clean: ## remove what was built, and the virtual environments
 	rm -rf build dist .venv .venvs .cache src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,9 +1,10 @@
 """The baseline: the reverse proxy that one writes with aiohttp in an afternoon, round robin.
 
-Both sides keep connections alive, bodies are relayed as they come, access logs are off, uvloop is
-the event loop. It parses no body and decides nothing.
+Both sides keep connections alive, an answer of known length is relayed whole and a stream as it
+comes, access logs are off. It parses no body and decides nothing. The bars are set against aiohttp
+on asyncio's own event loop, as it comes; on uvloop it is shown beside.
 
-    python benchmarks/peers/aiohttp_proxy.py PORT REPLICA_URL [REPLICA_URL ...]
+    python benchmarks/peers/aiohttp_proxy.py asyncio|uvloop PORT REPLICA_URL [REPLICA_URL ...]
 """
 
 from __future__ import annotations
@@ -60,4 +61,5 @@ async def serve(port: int, replicas: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1]), sys.argv[2:]))
+    run = uvloop.run if sys.argv[1] == "uvloop" else asyncio.run
+    run(serve(int(sys.argv[2]), sys.argv[3:]))

@@ -6,7 +6,6 @@ used when it is installed (or named by the NGINX variable): nothing is installed
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -18,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -149,10 +149,15 @@ def warmlane(replicas: list[str], work: Path) -> Contender:
     return launch("warmlane", command, port, work)
 
 
-def aiohttp(replicas: list[str], work: Path) -> Contender:
+def aiohttp(replicas: list[str], work: Path, loop: str = "asyncio") -> Contender:
     port = free_port()
-    command = [sys.executable, str(HERE / "aiohttp_proxy.py"), str(port), *replicas]
-    return launch("aiohttp", command, port, work)
+    command = [sys.executable, str(HERE / "aiohttp_proxy.py"), loop, str(port), *replicas]
+    name = "aiohttp" if loop == "asyncio" else f"aiohttp-{loop}"
+    return launch(name, command, port, work, metadata.version("aiohttp"))
+
+
+def aiohttp_uvloop(replicas: list[str], work: Path) -> Contender:
+    return aiohttp(replicas, work, "uvloop")
 
 
 NGINX_CONF = """
@@ -211,6 +216,7 @@ CONTENDERS: dict[str, Callable[[list[str], Path], Contender]] = {
     "warmlane": warmlane,
     "nginx": nginx,
     "aiohttp": aiohttp,
+    "aiohttp-uvloop": aiohttp_uvloop,
     "sglang-router": sglang_router,
     "vllm-router": vllm_router,
 }
@@ -231,8 +237,3 @@ def backends(count: int, work: Path) -> Iterator[list[str]]:
     finally:
         for backend in started:
             backend.stop()
-
-
-async def settle(seconds: float) -> None:
-    """Let start-up work of the contenders pass."""
-    await asyncio.sleep(seconds)

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from typing import cast
 
 import httptools
-from peers.backend import MODEL
+
+from benchmarks.peers.backend import MODEL
 
 FAMILIES = 64
 PATH = "/v1/chat/completions"
