@@ -61,9 +61,6 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.costs", 3),
     ("warmlane.scorers", 3),
     ("warmlane.scorers.*", 3),
-    ("warmlane.router.sim.engine", 3),
-    ("warmlane.router.sim.traces", 3),
-    ("warmlane.router.sim.workload", 3),
     ("warmlane.router.decide", 4),
     ("warmlane.router.lane", 4),
     ("warmlane.router.explain", 4),
@@ -74,13 +71,15 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.feeds.*", 5),
     ("warmlane.router.tokenize", 5),
     ("warmlane.router.build", 6),
+    ("warmlane.router.sim.replay*", 6),
     ("warmlane.router.serve", 8),  # build, proxy and admin joined; a command
     ("warmlane.router.explain_cli", 8),
-    ("warmlane.router.sim.replay", 6),
     ("warmlane.router.proxy.*", 7),
     ("warmlane.envoy.*", 7),
-    ("warmlane.router.sim.server", 7),
-    ("warmlane.router.sim.demo", 8),
+    ("warmlane.router.sim.driver", 7),  # the model in wall-clock time
+    ("warmlane.router.sim.server*", 7),
+    ("warmlane.router.sim.demo*", 8),
+    ("warmlane.router.sim.*", 3),  # the model itself and its workloads: pure
     ("warmlane.router.cli", 8),
     ("warmlane.__main__", 8),
     ("warmlane", 8),

