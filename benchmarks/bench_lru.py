@@ -1,0 +1,83 @@
+"""Question: what do the approximate view's recency sets and the ledger of work in flight cost?
+
+Run: python -m benchmarks.bench_lru [--quick] [--save]. Good: every bar ok. CPU time of one thread;
+each sample is one pass over all chains in a new random order, so that a set of 1M blocks (33 MB)
+does not sit in the cache by luck.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from array import array
+from collections.abc import Callable
+
+from benchmarks.bars import Bench, cpu_seconds
+from warmlane._core.ledger import Ledger
+from warmlane._core.lru import Lru
+
+CHAIN = 64
+
+
+def fresh_chains(rnd: random.Random, count: int) -> list[array[int]]:
+    return [array("Q", [rnd.getrandbits(64) for _ in range(CHAIN)]) for _ in range(count)]
+
+
+def lru_samples(blocks: int, rounds: int) -> tuple[list[float], list[float], float]:
+    """ns a block touched when present, ns a block inserted while one is evicted, bytes a block."""
+    rnd = random.Random(1)
+    shadow = Lru(blocks)
+    chains = fresh_chains(rnd, blocks // CHAIN)
+    for chain in chains:
+        shadow.touch(chain)
+    touched, inserted = [], []
+
+    def touch_all(group: list[array[int]]) -> Callable[[], None]:
+        def run() -> None:
+            for chain in group:
+                shadow.touch(chain)
+
+        return run
+
+    for _ in range(rounds):
+        rnd.shuffle(chains)
+        touched.append(cpu_seconds(touch_all(chains)) / len(chains) / CHAIN * 1e9)
+    for _ in range(rounds):
+        chains = fresh_chains(rnd, max(200, blocks // CHAIN // 4))
+        inserted.append(cpu_seconds(touch_all(chains)) / len(chains) / CHAIN * 1e9)
+    return touched, inserted, shadow.bytes_used / len(shadow)
+
+
+def ledger_samples(rounds: int) -> list[float]:
+    """ns an event: open, moved, first_token, progress, close of 5,000 requests in turn."""
+    book, samples = Ledger(64), []
+
+    def run() -> None:
+        tickets = [book.open(at & 63, 100.0, 500.0, 1.0) for at in range(5000)]
+        for ticket in tickets:
+            book.moved(ticket, 5, 50.0)
+            book.first_token(ticket, 2.0)
+            book.progress(ticket, 7)
+            book.close(ticket, 3.0)
+
+    for _ in range(rounds):
+        samples.append(cpu_seconds(run) / 25_000 * 1e9)
+    return samples
+
+
+def main() -> int:
+    bench = Bench("lru", "cost of the recency sets and of the ledger")
+    rounds = 5 if bench.args.quick else 11
+    sizes = (100_000,) if bench.args.quick else (100_000, 1_000_000)
+    for blocks in sizes:
+        touched, inserted, used = lru_samples(blocks, rounds)
+        size = f"{blocks // 1000}k"
+        bench.bar(f"lru_touch_{size}", None, "ns/block", 60, samples=touched)
+        bench.bar(f"lru_insert_evict_{size}", None, "ns/block", 150, samples=inserted)
+        bench.bar(f"lru_bytes_{size}", used, "bytes/block", 48, scaled=False)
+    bench.bar("ledger_event", None, "ns", 200, samples=ledger_samples(3 * rounds))
+    return bench.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
