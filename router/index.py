@@ -22,6 +22,8 @@ from warmlane._core.radix import RadixTree
 # Bytes that a recency set may take for a block: 29 to 42 by design (lru.pxd), and room for the
 # work space of one long chain.
 LRU_BLOCK_BYTES: Final = 64
+# The tree does not work under a cap of less than 4 MiB, and it gets half.
+MIN_BYTES: Final = 8 * 1024 * 1024
 # CPU time to evict one slice of a recency set and to remove it from the tree: 1,024 blocks at
 # about 100 + 120 ns.
 _TRIM_SLICE_US: Final = 250
@@ -32,8 +34,9 @@ Keys: TypeAlias = "KeyArray | array[int]"
 class ApproximateIndex:
     """The approximate view of one pool, by slot, for chains of one unit (text or tokens).
 
-    max_bytes: cap for all of it, 0 for none: half for the tree, half shared evenly by the recency
-        sets; a set that would need more is kept smaller and `capped` counts it.
+    max_bytes: cap for all of it, 0 for none, else at least 8 MiB (a smaller one is raised): half
+        for the tree, half shared evenly by the recency sets; a set that would need more is kept
+        smaller, its slot is in `capped`.
     block_bytes: what a block of this index stands for (bytes of text, or 4 x tokens); only
         reported.
     default_blocks: capacity of a replica that tells none; such slots are in `guessed`.
@@ -51,11 +54,11 @@ class ApproximateIndex:
         self.default_blocks = default_blocks
         self.guessed: set[int] = set()
         self.capped: set[int] = set()
-        half = (max_bytes + 1) // 2
+        half = max(max_bytes, MIN_BYTES) // 2 if max_bytes else 0
         self._tree = RadixTree(half, max_replicas)
         self._lrus: list[Lru | None] = [None] * max_replicas
         self._wanted: dict[int, int] = {}  # blocks by live slot, before the cap
-        self._lru_blocks = -(-half // LRU_BLOCK_BYTES)  # 0: no cap
+        self._lru_blocks = half // LRU_BLOCK_BYTES  # 0: no cap
         self._too_large: set[int] = set()  # recency sets above their capacity after a shrink
 
     # ---- membership ----
