@@ -166,3 +166,39 @@ def test_a_failed_first_allocation_raises() -> None:
         with pytest.raises(MemoryError):
             Lru(10)
     lru._fail_alloc_after(-1)
+
+
+class EngineBlocks:
+    """vLLM's block pool for one request after the other: free queue, hits leave it, freed in
+    reverse order at its end, new blocks from its head (BlockPool and free_blocks of v1)."""
+
+    def __init__(self, count: int) -> None:
+        self.free: list[int | None] = [None] * count  # cached key of each free block, head first
+
+    def serve(self, chain: list[int]) -> tuple[int, list[int]]:
+        hit = 0
+        while hit < len(chain) and chain[hit] in self.free:
+            hit += 1
+        for key in chain[:hit]:
+            self.free.remove(key)
+        new = len(chain) - hit
+        evicted = [key for key in self.free[:new] if key is not None]
+        del self.free[:new]
+        self.free += reversed(chain)
+        return hit, evicted
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_holds_and_evicts_what_the_engine_does(seed: int) -> None:
+    rnd, size = random.Random(seed), 200
+    engine, shadow = EngineBlocks(size), Lru(size)
+    chats: list[list[int]] = [[1, 2, 3, 4, 5, 6] for _ in range(30)]  # one system prompt
+    for turn in range(1500):
+        chat = rnd.choice(chats)
+        if len(chat) > 100:
+            del chat[6:]
+        chat += [rnd.getrandbits(64) for _ in range(rnd.randrange(8))]
+        hit, evicted = engine.serve(chat)
+        assert shadow.touch(keys_of(chat)) == hit, turn
+        assert list(shadow.evicted()) == evicted, turn
+    assert list(shadow.dump()) == [key for key in engine.free if key is not None]
