@@ -9,16 +9,17 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
+from warmlane._core import cost
 from warmlane.router.pool import Pool, Replica
 
-# What one open request weighs in tokens of prefill: a decode step reads its KV cache and costs each
-# neighbour about 90 us; over a typical answer of 200 steps that is 18 ms, or 300 to 800 tokens of
-# prefill on the engines of policies.md, of which b = 0.3 counts. docs/decisions/default_mix.md.
-REQUEST_TOKENS: Final = 128.0
-# Cached tokens are worth their own recompute (1), what storing them twice pushes out of the cache
-# (DUPLICATE_PRICE), and the delay of those who arrive meanwhile (the mean queue of prefills).
-DUPLICATE_PRICE: Final = 1.0
-MAX_QUEUE_PRICE: Final = 8.0
+# What open requests weigh in tokens of prefill. A decode step costs each neighbour about 8 us a
+# request and 43 ns a KV token (policies.md, C.2); over an answer of 200 steps, at 17,000 to 43,000
+# prefill tokens a second, that is 27 to 68 tokens a request and 0.15 to 0.37 a KV token, of which
+# TTFT-minded mixes count about a third. docs/decisions/default_mix.md has the comparison.
+REQUEST_TOKENS: Final = 64.0
+CONTEXT_SHARE: Final = 0.1
+# Below this a whole score would stand for less work than anybody feels (1,024 tokens: 24 to 60 ms).
+MIN_SCALE_TOKENS: Final = 1024.0
 
 
 class CandidateColumns:
@@ -28,9 +29,10 @@ class CandidateColumns:
         "_foreign_prefill",
         "_foreign_requests",
         "_pool",
+        "_waiting",
         "adapter",
+        "context_share",
         "decode_tokens",
-        "hit_price",
         "hit_tokens",
         "kv_usage",
         "mask",
@@ -38,6 +40,7 @@ class CandidateColumns:
         "no_hits",
         "now",
         "out",
+        "placed_tokens",
         "prefill_tokens",
         "prompt_tokens",
         "replicas",
@@ -53,20 +56,22 @@ class CandidateColumns:
         ledger = pool.ledger
         self.replicas: list[Replica | None] = pool.replicas
         self.kv_usage = pool.kv_usage
+        self.placed_tokens = pool.placed_tokens
         self.running = ledger.running
         self.decode_tokens = ledger.decode_tokens
         self.requests: array[int] | array[float] = ledger.requests
         self.prefill_tokens = ledger.prefill_tokens
         self._foreign_requests = array("d")
         self._foreign_prefill = array("d")
+        self._waiting = array("d")
         self.no_hits = array("d")
         self.hit_tokens = self.no_hits
         self.mask = array("B")
         self.out = array("d")
         self.prompt_tokens = 0.0
         self.scale_tokens = 1.0
-        self.hit_price = 1.0
         self.request_tokens = REQUEST_TOKENS
+        self.context_share = CONTEXT_SHARE
         self.model = self.adapter = ""
         self.now = 0.0
         self.zone = zone
@@ -81,24 +86,18 @@ class CandidateColumns:
     @property
     def waiting(self) -> array[float]:
         """Prefilling requests of this router and the waiting ones of others; made when asked."""
-        foreign = self._pool.foreign_waiting
-        return array(
-            "d",
-            [
-                foreign[slot] + self.requests_own(slot) - self.running[slot]
-                for slot in range(len(foreign))
-            ],
-        )
-
-    def requests_own(self, slot: int) -> int:
-        """Open requests of this router alone."""
-        return self._pool.ledger.requests[slot]
+        pool, waiting = self._pool, self._waiting
+        cost.blend(pool.ledger.requests, 1.0, self.running, -1.0, waiting)
+        if pool.has_foreign:
+            cost.blend(waiting, 1.0, pool.foreign_waiting, 1.0, waiting)
+        return waiting
 
     def resize(self) -> None:
         """After the pool changed: columns of its length."""
         size = len(self.replicas)
         self.no_hits = array("d", bytes(8 * size))
         self.hit_tokens = self.no_hits
+        self._waiting = array("d", bytes(8 * size))
         self._foreign_requests = array("d", bytes(8 * size))
         self._foreign_prefill = array("d", bytes(8 * size))
 
@@ -110,29 +109,19 @@ class CandidateColumns:
         self.prompt_tokens = prompt_tokens
         ledger = pool.ledger
         if pool.has_foreign:
-            requests, prefill = ledger.requests, ledger.prefill_tokens
-            for slot in range(len(self.replicas)):
-                self._foreign_requests[slot] = requests[slot] + pool.foreign_requests[slot]
-                self._foreign_prefill[slot] = prefill[slot] + pool.foreign_tokens[slot]
-            self.requests, self.prefill_tokens = self._foreign_requests, self._foreign_prefill
+            requests, prefill = self._foreign_requests, self._foreign_prefill
+            cost.blend(ledger.requests, 1.0, pool.foreign_requests, 1.0, requests)
+            cost.blend(ledger.prefill_tokens, 1.0, pool.foreign_tokens, 1.0, prefill)
+            self.requests, self.prefill_tokens = requests, prefill
         else:
             self.requests, self.prefill_tokens = ledger.requests, ledger.prefill_tokens
 
-    def price(self) -> None:
-        """Set `hit_price` and `scale_tokens` for the eligible replicas of `mask`."""
-        queued = most_tokens = most_requests = 0.0
-        eligible = 0
-        requests, prefill, running = self.requests, self.prefill_tokens, self.running
-        for slot, kept in enumerate(self.mask):
-            if kept:
-                eligible += 1
-                queued += requests[slot] - running[slot]
-                most_tokens = max(most_tokens, prefill[slot])
-                most_requests = max(most_requests, requests[slot])
-        queue = queued / eligible if eligible else 0.0
-        self.hit_price = 1.0 + DUPLICATE_PRICE + min(queue, MAX_QUEUE_PRICE)
+    def scale(self) -> None:
+        """Set `scale_tokens`: no cost of an eligible replica is above it."""
+        mask, prompt_tokens = self.mask, self.prompt_tokens
         self.scale_tokens = (
-            most_tokens
-            + most_requests * self.request_tokens
-            + self.hit_price * max(self.prompt_tokens, 1.0)
+            (prompt_tokens if prompt_tokens > MIN_SCALE_TOKENS else MIN_SCALE_TOKENS)
+            + cost.greatest(self.prefill_tokens, mask)
+            + cost.greatest(self.requests, mask) * REQUEST_TOKENS
+            + cost.greatest(self.decode_tokens, mask) * CONTEXT_SHARE
         )

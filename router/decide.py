@@ -109,7 +109,7 @@ class Decider:
 
     def _score(self, request: Request) -> None:
         candidates, scores, columns = self.candidates, self._scores, self._columns
-        candidates.price()
+        candidates.scale()
         for i, score in self._run:
             candidates.out = columns[i]
             found = score(request, candidates)

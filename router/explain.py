@@ -42,6 +42,7 @@ class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 0
     prefill_tokens: float = 0.0
     decode_tokens: float = 0.0
+    placed_tokens: float = 0.0
     waiting: float = 0.0
     kv_usage: float = 0.0
     load_age_s: float | None = None
@@ -63,7 +64,6 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     unit: str
     prompt_tokens: int
     prompt_blocks: int
-    hit_price: float
     scale_tokens: float
     replicas: list[ReplicaLine]
     fallback: str = ""
@@ -85,7 +85,7 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
         error, removed = none.message, none.removed
     order = list(decider.order[:count])
     if count:
-        candidates.price()
+        candidates.scale()
     lines = _score_lines(decider, prepared) if count and decider.needs_hits else {}
     scored = bool(lines) and not decider.fallback
     waiting = candidates.waiting
@@ -104,6 +104,7 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
             requests=pool.ledger.requests[slot],
             prefill_tokens=candidates.prefill_tokens[slot],
             decode_tokens=pool.ledger.decode_tokens[slot],
+            placed_tokens=pool.placed_tokens[slot],
             waiting=waiting[slot],
             kv_usage=pool.kv_usage[slot],
             load_age_s=pool.load_age_s(slot, now),
@@ -122,7 +123,6 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
         unit=prepared.key.unit,
         prompt_tokens=int(prompt_tokens),
         prompt_blocks=len(prepared.key.keys),
-        hit_price=candidates.hit_price,
         scale_tokens=candidates.scale_tokens,
         replicas=table,
         fallback=decider.fallback if count else "",

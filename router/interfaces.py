@@ -50,8 +50,9 @@ class Candidates(Protocol):
     prompt_tokens: estimated length of this prompt.
     scale_tokens: tokens that one whole score stands for in this decision. Scorers that speak of
         work divide by it, so that the sum of their scores orders replicas by the sum of the work.
-    hit_price: what one saved token is worth in this decision, in tokens of waiting.
-    request_tokens: what one open request weighs in tokens of prefill.
+    request_tokens, context_share: what one open request, and one of its KV tokens, weighs in
+        tokens of prefill.
+    placed_tokens: 'd', uncached tokens sent there of late: how much its cache was filled.
     model, adapter: as the engine knows them; adapter is "" if the request uses none.
     now: seconds.  zone: the router's zone.
     out: 'd', a scratch column of the right length; a scorer may fill and return it.
@@ -63,11 +64,12 @@ class Candidates(Protocol):
     running: array[int]
     prefill_tokens: array[float]
     decode_tokens: array[float]
+    placed_tokens: array[float]
     kv_usage: array[float]
     prompt_tokens: float
     scale_tokens: float
-    hit_price: float
     request_tokens: float
+    context_share: float
     model: str
     adapter: str
     now: float

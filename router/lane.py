@@ -100,7 +100,7 @@ class Lane:
             ticket = pool.ledger.open(first, uncached, prompt_tokens + output, now)
         except LedgerFull:
             raise self._full() from None
-        pool.saw_uncached(uncached)
+        pool.placed(first, uncached)
         if decider.fallback:
             self._metrics.fallback(pool.name, decider.fallback.partition(":")[0])
         decision = Decision(
@@ -171,6 +171,7 @@ class Lane:
             self._metrics.leaked_tickets(len(leaked))
         remains = self.view.maintain(budget_us)
         self.pool.reap(self.view.is_free)
+        self.pool.fade(now)
         return remains
 
     def _move(self, opened: _Open, number: int, slot: int) -> None:

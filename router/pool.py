@@ -24,6 +24,7 @@ LoadListener = Callable[["Replica", LoadSnapshot | None], None]
 # Uncached tokens guessed for a waiting request that another router sent, until this pool has
 # decided something itself: about the median prompt of the public chat traces after its hits.
 _FOREIGN_TOKENS = 512.0
+_PLACED_HALF_LIFE_S = 300.0  # a cache of 400,000 tokens turns over in minutes under load
 _MEAN_STEP = 0.02  # exponential mean over about the last 50 decisions
 
 
@@ -70,11 +71,13 @@ class Pool:
         self.ledger = Ledger(limits.replicas, limits.tickets)
         self.ready = array("B")
         self.kv_usage = array("d")
+        self.placed_tokens = array("d")
         self.foreign_requests = array("d")
         self.foreign_waiting = array("d")
         self.foreign_tokens = array("d")
         self.has_foreign = False
         self.mean_uncached_tokens = _FOREIGN_TOKENS
+        self._faded_at: float | None = None
         self._limit = limits.replicas
         self._stale_s = stale_s
         self._fresh_until = float("inf")
@@ -106,6 +109,9 @@ class Pool:
                 f"pool {self.name!r}: replica {spec.name!r}: the name is taken by {known.spec.url}"
             )
         slot = self._free_slot()
+        # As much as the least of the others: a newcomer is neither shunned nor swamped.
+        others = [self.placed_tokens[each.slot] for each in self]
+        self.placed_tokens[slot] = min(others, default=0.0)
         replica = Replica(spec, slot, self.initial)
         self.replicas[slot] = self._names[spec.name] = replica
         self.ready[slot] = self.initial is ReplicaState.READY
@@ -226,9 +232,18 @@ class Pool:
         if now >= self._fresh_until:
             self._expire_loads(now)
 
-    def saw_uncached(self, tokens: float) -> None:
-        """Learn the size of a typical request, to weigh the waiting requests of others."""
-        self.mean_uncached_tokens += _MEAN_STEP * (tokens - self.mean_uncached_tokens)
+    def placed(self, slot: int, uncached_tokens: float) -> None:
+        """Work was sent there: it fills the cache, and shows how large a typical request is."""
+        self.placed_tokens[slot] += uncached_tokens
+        self.mean_uncached_tokens += _MEAN_STEP * (uncached_tokens - self.mean_uncached_tokens)
+
+    def fade(self, now: float) -> None:
+        """Forget old placements; to be called now and then."""
+        if self._faded_at is not None and now > self._faded_at:
+            kept = 0.5 ** ((now - self._faded_at) / _PLACED_HALF_LIFE_S)
+            for slot in range(len(self.placed_tokens)):
+                self.placed_tokens[slot] *= kept
+        self._faded_at = now
 
     def _expire_loads(self, now: float) -> None:
         """Neither dead nor idle: others' work is unknown (0), kv_usage is as the fresh ones'."""
@@ -263,6 +278,7 @@ class Pool:
         self.ready.append(0)
         for column in (
             self.kv_usage,
+            self.placed_tokens,
             self.foreign_requests,
             self.foreign_waiting,
             self.foreign_tokens,

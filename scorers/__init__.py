@@ -13,6 +13,7 @@ BUILTIN: Final[Mapping[str, str]] = {
     "prefix_hit": "warmlane.scorers.prefix_hit:PrefixHit",
     "inflight_tokens": "warmlane.scorers.inflight_tokens:InflightTokens",
     "running_requests": "warmlane.scorers.running_requests:RunningRequests",
+    "spread": "warmlane.scorers.spread:Spread",
     "least_requests": "warmlane.scorers.least_requests:LeastRequests",
     "queue_depth": "warmlane.scorers.queue_depth:QueueDepth",
     "kv_usage": "warmlane.scorers.kv_usage:KvUsage",
@@ -22,9 +23,10 @@ BUILTIN: Final[Mapping[str, str]] = {
 }
 
 DEFAULT_MIX: Final[tuple[str | dict[str, Any], ...]] = (
-    {"name": "prefix_hit", "weight": 1.0},
+    {"name": "prefix_hit", "weight": 2.0},
     {"name": "inflight_tokens", "weight": 1.0},
     {"name": "running_requests", "weight": 1.0},
+    {"name": "spread", "weight": 1.0},
     {"name": "kv_usage", "weight": 0.02},
     {"name": "lora", "weight": 0.5},
 )

@@ -1,7 +1,8 @@
 """Requests open on the replica: each slows the decoding of all others a little.
 
-One request weighs `candidates.request_tokens` of prefill on the shared scale, so that the count
-decides among replicas with equal prefill work and never outweighs a long prompt.
+On the shared scale of work: `request_tokens` a request, and `context_share` for each token of KV
+cache that it reads in every step. So the count decides among replicas with equal prefill work, is
+all that matters for decode-bound traffic, and never outweighs a long prompt.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class RunningRequests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """1 for none open, falling on the shared scale."""
 
     def score(self, request: Request, candidates: Candidates) -> array[float]:
-        limit = candidates.scale_tokens / candidates.request_tokens
-        cost.saturate(candidates.requests, limit, candidates.out)
-        return candidates.out
+        out, each, share = candidates.out, candidates.request_tokens, candidates.context_share
+        cost.blend(candidates.requests, each, candidates.decode_tokens, share, out)
+        cost.saturate(out, candidates.scale_tokens, out)
+        return out

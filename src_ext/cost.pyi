@@ -60,6 +60,17 @@ def count(mask: _Ints) -> int:
 def keep_below(col: _Numbers, limit: float, mask: _Ints) -> int:
     """Clears the mask where col >= limit (or is NaN); returns how many slots that removed."""
 
+def greatest(col: _Numbers, mask: _Ints) -> float:
+    """Greatest value of the kept slots, at least 0."""
+
+def excess(col: _Numbers, mask: _Ints, factor: float, limit: float, out: _Floats) -> None:
+    """factor * (col - least kept value), cut to 0..limit: who had more than the least, and how much."""
+
+def blend(
+    col: _Numbers, factor: float, other: _Numbers, other_factor: float, out: _Floats
+) -> None:
+    """out = factor * col + other_factor * other."""
+
 def combine(
     scores: Sequence[Sequence[float] | memoryview[float]],
     weights: _Floats,

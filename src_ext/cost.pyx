@@ -224,6 +224,65 @@ def keep_below(col, double limit, mask):
         give_back(&scope)
 
 
+def greatest(col, mask):
+    cdef Scope scope
+    cdef Column source, kept
+    cdef Py_ssize_t at
+    cdef double value, most = 0.0
+    scope.held = 0
+    try:
+        borrow(&scope, mask, b"B", &kept)
+        borrow(&scope, col, b"di", &source)
+        long_enough(&source, kept.size, "col")
+        for at in range(kept.size):
+            value = item(&source, at)
+            if kept.data[at] != 0 and value > most:
+                most = value
+        return most
+    finally:
+        give_back(&scope)
+
+
+def excess(col, mask, double factor, double limit, out):
+    cdef Scope scope
+    cdef Column source, kept, target
+    cdef Py_ssize_t at
+    cdef double value, least = INFINITY
+    scope.held = 0
+    try:
+        borrow(&scope, mask, b"B", &kept)
+        borrow(&scope, col, b"di", &source)
+        borrow_out(&scope, out, b"d", &target)
+        long_enough(&source, kept.size, "col")
+        long_enough(&target, kept.size, "out")
+        for at in range(kept.size):
+            value = item(&source, at)
+            if kept.data[at] != 0 and value < least:
+                least = value
+        for at in range(kept.size):
+            value = factor * (item(&source, at) - least)
+            (<double*>target.data)[at] = min(max(value, 0.0), limit)
+    finally:
+        give_back(&scope)
+
+
+def blend(col, double factor, other, double other_factor, out):
+    cdef Scope scope
+    cdef Column left, right, target
+    cdef Py_ssize_t at
+    scope.held = 0
+    try:
+        borrow_out(&scope, out, b"d", &target)
+        borrow(&scope, col, b"di", &left)
+        borrow(&scope, other, b"di", &right)
+        long_enough(&left, target.size, "col")
+        long_enough(&right, target.size, "other")
+        for at in range(target.size):
+            (<double*>target.data)[at] = factor * item(&left, at) + other_factor * item(&right, at)
+    finally:
+        give_back(&scope)
+
+
 # ---- scores to an order -----------------------------------------------------------------------
 
 
