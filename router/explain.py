@@ -11,7 +11,7 @@ from copy import copy
 import msgspec
 
 from warmlane._core import cost
-from warmlane.router.decide import CHOICES, Decider
+from warmlane.router.decide import Decider
 from warmlane.router.errors import NoReplica
 from warmlane.router.lane import Prepared
 from warmlane.router.registry import Weighted
@@ -175,6 +175,3 @@ def _column(item: Weighted, decider: Decider, prepared: Prepared) -> array[float
         return None if found is None else array("d", found)
     except Exception:  # noqa: BLE001 - the decision's own `fallback` names the failure
         return None
-
-
-__all__ = ["CHOICES", "Explanation", "ReplicaLine", "ScoreLine", "explain"]

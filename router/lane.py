@@ -97,7 +97,7 @@ class Lane:
         if request.max_tokens is not None and request.max_tokens < output:
             output = request.max_tokens
         try:
-            ticket = pool.ledger.open(first, uncached, prompt_tokens + output, now)
+            ticket = pool.ledger.open(first, uncached, prompt_tokens, now, output)
         except LedgerFull:
             raise self._full() from None
         pool.placed(first, uncached)
