@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
+ANSWER_S = 90
 
 
 def block(name: str) -> str:
@@ -47,18 +50,20 @@ def test_the_standalone_quick_start_answers(tmp_path: Path) -> None:
             text = text.replace(port, str(probe.getsockname()[1]))
     # the admin port is a default that the text does not name
     text = text.replace("warmlane serve ", "warmlane serve --admin-port 0 ")
-    process = subprocess.Popen(
-        ["bash", "-c", text],
-        cwd=tmp_path,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=(tmp_path / "stderr").open("wb"),
-        start_new_session=True,
-    )
+    errors = tmp_path / "stderr"
+    with errors.open("wb") as err:
+        process = subprocess.Popen(
+            ["bash", "-c", text],
+            cwd=tmp_path,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=err,
+            start_new_session=True,
+        )
     try:
         assert process.stdout is not None
-        answer = read_answer(process.stdout.fileno(), tmp_path / "stderr")
+        answer = read_answer(process.stdout.fileno(), errors)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=30)
@@ -70,12 +75,16 @@ def test_the_standalone_quick_start_answers(tmp_path: Path) -> None:
 def read_answer(fd: int, errors: Path) -> dict[str, object]:
     """The line of JSON that curl prints, whatever the servers print around it."""
     seen = b""
-    while chunk := os.read(fd, 65536):
+    deadline = time.monotonic() + ANSWER_S
+    while (left := deadline - time.monotonic()) > 0 and select.select([fd], [], [], left)[0]:
+        chunk = os.read(fd, 65536)
         seen += chunk
         for line in seen.splitlines():
             if line.startswith(b'{"id"') and line.endswith(b"}"):
                 value: dict[str, object] = json.loads(line)
                 return value
+        if not chunk:
+            break
     pytest.fail(f"no answer came:\n{seen.decode()}\n{errors.read_text()[-3000:]}")
 
 
