@@ -11,8 +11,8 @@ from cpython.array cimport array, clone
 
 cdef uint32_t chase(const uint32_t *ring, uint32_t start, Py_ssize_t steps) noexcept nogil:
     cdef uint32_t at = start
-    cdef Py_ssize_t i
-    for i in range(steps):
+    cdef Py_ssize_t _step
+    for _step in range(steps):
         at = ring[at]
     return at
 

@@ -1,0 +1,208 @@
+/* Block key -> node. 4,096 partitions by hash, each a table of 64-byte buckets (one cache line):
+ * 10 node ids and 10 tags of 16 bits. A key goes to its home bucket or the first later one with
+ * room; `over` counts the keys that passed a bucket by, so a search knows when to stop and nothing
+ * is left behind by a deletion (the scheme of Facebook's F14).
+ *
+ * The home bucket is tag * buckets >> 16: the tag alone places a key, so a partition grows without
+ * touching a node. It grows by a fifth when 88 % full: 7.3-8.8 bytes a block, and the longest stop
+ * is one partition (2,400 keys at 10M blocks). The hash is seeded: keys come from clients' prompts
+ * and must not be able to choose their bucket.
+ */
+#ifndef WARMLANE_RADIX_KEYS_H
+#define WARMLANE_RADIX_KEYS_H
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#include "radix_nodes.h"
+#include "radix_sets.h"
+
+#define RX_PARTS 4096u
+#define RX_SLOTS 10u
+
+typedef struct {
+    uint32_t id[RX_SLOTS];
+    uint16_t tag[RX_SLOTS];
+    uint16_t full; /* bit i: slot i is taken */
+    uint16_t over; /* keys stored further on that have passed this bucket */
+} RxBucket;
+
+typedef struct {
+    RxBucket *bucket;
+    uint32_t buckets;
+    uint32_t count;
+} RxPart;
+
+typedef struct {
+    RxMem *mem;
+    RxPart *part;
+    uint64_t seed;
+} RxKeys;
+
+_Static_assert(sizeof(RxBucket) == 64, "a bucket is one cache line");
+
+static inline uint64_t rx_hash64(const RxKeys *k, uint64_t key) {
+    uint64_t x = key ^ k->seed;
+    x ^= x >> 32;
+    x *= 0xd6e8feb86659fd93ULL; /* C. Wellons, rrmxmx and kin: one multiply, two xorshifts */
+    x ^= x >> 32;
+    x *= 0xd6e8feb86659fd93ULL;
+    return x;
+}
+
+static inline RxPart *rx_part(const RxKeys *k, uint64_t hash) { return &k->part[hash >> 52]; }
+static inline uint32_t rx_tag(uint64_t hash) { return (uint32_t)(hash >> 36) & 0xffffu; }
+static inline uint32_t rx_home(const RxPart *p, uint32_t tag) { return tag * p->buckets >> 16; }
+
+/* Bit i: slot i is taken and has this tag. */
+static inline uint32_t rx_tag_hits(const RxBucket *b, uint32_t tag) {
+    uint32_t hits;
+#ifdef __SSE2__
+    __m128i tags = _mm_loadu_si128((const __m128i *)b->tag);
+    __m128i same = _mm_cmpeq_epi16(tags, _mm_set1_epi16((short)tag));
+    hits = (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(same, _mm_setzero_si128()));
+    hits |= (uint32_t)(b->tag[8] == tag) << 8 | (uint32_t)(b->tag[9] == tag) << 9;
+#else
+    uint32_t i;
+    for (hits = 0, i = 0; i < RX_SLOTS; i++) hits |= (uint32_t)(b->tag[i] == tag) << i;
+#endif
+    return hits & b->full;
+}
+
+/* Segments are 64-byte aligned by hand: calloc promises 16. */
+static inline RxBucket *rx_buckets_new(RxMem *m, uint32_t count) {
+    char *raw = (char *)rx_alloc(m, (size_t)(count + 1) * sizeof(RxBucket));
+    size_t shift;
+    if (!raw) return NULL;
+    shift = 64 - ((uintptr_t)raw & 63u);
+    raw[shift - 1] = (char)shift; /* 1..64: always inside the spare bucket */
+    return (RxBucket *)(raw + shift);
+}
+
+static inline void rx_buckets_free(RxMem *m, RxBucket *bucket, uint32_t count) {
+    if (bucket)
+        rx_free(m, (char *)bucket - ((char *)bucket)[-1], (size_t)(count + 1) * sizeof(RxBucket));
+}
+
+static inline int rx_keys_init(RxMem *m, RxKeys *k, uint64_t seed) {
+    k->mem = m;
+    k->seed = seed;
+    k->part = (RxPart *)rx_alloc(m, RX_PARTS * sizeof(RxPart));
+    return k->part ? 0 : -1;
+}
+
+static inline void rx_keys_free(RxKeys *k) {
+    uint32_t i;
+    if (!k->part) return;
+    for (i = 0; i < RX_PARTS; i++)
+        rx_buckets_free(k->mem, k->part[i].bucket, k->part[i].buckets);
+    rx_free(k->mem, k->part, RX_PARTS * sizeof(RxPart));
+    k->part = NULL;
+}
+
+static inline void rx_keys_prefetch(const RxKeys *k, uint64_t key) {
+    uint64_t hash = rx_hash64(k, key);
+    RxPart *p = rx_part(k, hash);
+    if (p->buckets) __builtin_prefetch(&p->bucket[rx_home(p, rx_tag(hash))]);
+}
+
+/* The first node that may have the key (by tag, unchecked), RX_NONE if none: to prefetch it. */
+static inline uint32_t rx_keys_candidate(const RxKeys *k, uint64_t key) {
+    uint64_t hash = rx_hash64(k, key);
+    RxPart *p = rx_part(k, hash);
+    uint32_t tag = rx_tag(hash), hits;
+    if (!p->buckets) return RX_NONE;
+    hits = rx_tag_hits(&p->bucket[rx_home(p, tag)], tag);
+    return hits ? p->bucket[rx_home(p, tag)].id[__builtin_ctz(hits)] : RX_NONE;
+}
+
+/* Node of the key, RX_NONE if the tree does not have it. */
+static inline uint32_t rx_keys_find(const RxKeys *k, const RxNodes *n, uint64_t key) {
+    uint64_t hash = rx_hash64(k, key);
+    RxPart *p = rx_part(k, hash);
+    uint32_t tag = rx_tag(hash), at, left = p->buckets;
+    if (!left) return RX_NONE;
+    for (at = rx_home(p, tag); left; left--) {
+        RxBucket *b = &p->bucket[at];
+        uint32_t hits = rx_tag_hits(b, tag);
+        for (; hits; hits &= hits - 1) {
+            uint32_t id = b->id[__builtin_ctz(hits)];
+            if (rx_hot(n, id)->key == key) return id;
+        }
+        if (!b->over) return RX_NONE;
+        if (++at == p->buckets) at = 0;
+    }
+    return RX_NONE;
+}
+
+static inline void rx_bucket_put(RxPart *p, uint32_t tag, uint32_t id) {
+    uint32_t at = rx_home(p, tag), slot;
+    while (p->bucket[at].full == (1u << RX_SLOTS) - 1u) {
+        p->bucket[at].over++;
+        if (++at == p->buckets) at = 0;
+    }
+    slot = (uint32_t)__builtin_ctz(~(uint32_t)p->bucket[at].full);
+    p->bucket[at].full |= (uint16_t)(1u << slot);
+    p->bucket[at].tag[slot] = (uint16_t)tag;
+    p->bucket[at].id[slot] = id;
+}
+
+static inline int rx_part_grow(RxMem *m, RxPart *p) {
+    RxPart grown;
+    uint32_t i;
+    grown.buckets = p->buckets + p->buckets / 5 + 1;
+    grown.count = p->count;
+    if (grown.buckets > 0xffffu) return -1;
+    grown.bucket = rx_buckets_new(m, grown.buckets);
+    if (!grown.bucket) return -1;
+    for (i = 0; i < p->buckets; i++) {
+        RxBucket *b = &p->bucket[i];
+        uint32_t left = b->full;
+        for (; left; left &= left - 1) {
+            uint32_t slot = (uint32_t)__builtin_ctz(left);
+            rx_bucket_put(&grown, b->tag[slot], b->id[slot]);
+        }
+    }
+    rx_buckets_free(m, p->bucket, p->buckets);
+    *p = grown;
+    return 0;
+}
+
+/* Make sure that the key can be put. Where memory is refused a partition may fill to 97 %. */
+static inline int rx_keys_reserve(RxKeys *k, uint64_t key) {
+    RxPart *p = rx_part(k, rx_hash64(k, key));
+    uint32_t slots = p->buckets * RX_SLOTS;
+    if ((p->count + 1) * 100 <= slots * 88) return 0;
+    if (!rx_part_grow(k->mem, p)) return 0;
+    return (p->count + 1) * 100 <= slots * 97 ? 0 : -1;
+}
+
+static inline void rx_keys_put(RxKeys *k, uint64_t key, uint32_t id) {
+    uint64_t hash = rx_hash64(k, key);
+    RxPart *p = rx_part(k, hash);
+    rx_bucket_put(p, rx_tag(hash), id);
+    p->count++;
+}
+
+/* Take the key's node out; it is there. */
+static inline void rx_keys_cut(RxKeys *k, uint64_t key, uint32_t id) {
+    uint64_t hash = rx_hash64(k, key);
+    RxPart *p = rx_part(k, hash);
+    uint32_t tag = rx_tag(hash), at = rx_home(p, tag);
+    for (;;) {
+        RxBucket *b = &p->bucket[at];
+        uint32_t hits = rx_tag_hits(b, tag);
+        for (; hits; hits &= hits - 1) {
+            uint32_t slot = (uint32_t)__builtin_ctz(hits);
+            if (b->id[slot] != id) continue;
+            b->full &= (uint16_t)~(1u << slot);
+            p->count--;
+            return;
+        }
+        b->over--;
+        if (++at == p->buckets) at = 0;
+    }
+}
+
+#endif

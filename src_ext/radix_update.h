@@ -1,0 +1,350 @@
+/* What the outside asks for: open and close a tree, insert, remove, clear, drop; and the eviction
+ * that insert does when the memory cap refuses an allocation.
+ */
+#ifndef WARMLANE_RADIX_UPDATE_H
+#define WARMLANE_RADIX_UPDATE_H
+
+#include "radix_work.h"
+
+#define RX_DROPPED (-2)     /* the replica is dropped and not yet swept */
+#define RX_LANES_OUT (-3)   /* every lane waits for its sweep: maintain is not being called */
+#define RX_EVICT_BATCH 64u
+#define RX_EVICT_ROUNDS 64u
+#define RX_EVICT_CHILDREN 64u
+#define RX_AHEAD_BUCKET 16u /* keys ahead to fetch the bucket, the node */
+#define RX_AHEAD_NODE 8u
+#define RX_MIN_BYTES (4ull << 20) /* least cap: the fixed part and some segments fit */
+
+static inline void rx_close(RxTree *t) {
+    uint32_t i;
+    for (i = 0; i < t->lanes_used; i++) {
+        rx_lane_close(t, i);
+        rx_free(&t->mem, t->lane[i], sizeof(RxLane));
+    }
+    for (i = 0; i < 3; i++)
+        rx_free(&t->mem, t->walks[i].todo, t->walks[i].room * sizeof(RxTodo));
+    if (t->compact_seen) rx_compact_end(t);
+    rx_free(&t->mem, t->lane, t->lanes * sizeof *t->lane);
+    rx_free(&t->mem, t->outside, t->lanes * sizeof *t->outside);
+    rx_free(&t->mem, t->dead, t->lanes * sizeof *t->dead);
+    rx_free(&t->mem, t->seen_v, t->lanes);
+    rx_free(&t->mem, t->inside, t->max_replicas * sizeof *t->inside);
+    rx_free(&t->mem, t->sweeps, t->max_replicas * sizeof *t->sweeps);
+    rx_free(&t->mem, t->dropped, t->max_replicas);
+    rx_free(&t->mem, t->brief, t->max_replicas);
+    rx_refs_free(&t->refs);
+    rx_sets_free(&t->sets);
+    rx_keys_free(&t->keys);
+    rx_nodes_free(&t->nodes);
+    wl_free(t);
+}
+
+/* An empty tree, NULL without memory. cap: bytes, 0 for none, else at least RX_MIN_BYTES. */
+static inline RxTree *rx_open(uint64_t cap, uint32_t max_replicas, uint64_t seed) {
+    RxTree *t = (RxTree *)wl_calloc(1, sizeof *t);
+    RxMem *m;
+    if (!t) return NULL;
+    m = &t->mem;
+    m->used = sizeof *t;
+    m->cap = cap;
+    m->reserve = cap / 16;
+    t->max_replicas = max_replicas;
+    t->lanes = 2 * max_replicas;
+    t->compact_lane = RX_NOBODY;
+    t->lane = (RxLane **)rx_alloc(m, t->lanes * sizeof *t->lane);
+    t->outside = (uint16_t *)rx_alloc(m, t->lanes * sizeof *t->outside);
+    t->dead = (uint16_t *)rx_alloc(m, t->lanes * sizeof *t->dead);
+    t->seen_v = (uint8_t *)rx_alloc(m, t->lanes);
+    t->inside = (uint16_t *)rx_alloc(m, max_replicas * sizeof *t->inside);
+    t->sweeps = (uint16_t *)rx_alloc(m, max_replicas * sizeof *t->sweeps);
+    t->dropped = (uint8_t *)rx_alloc(m, max_replicas);
+    t->brief = (uint8_t *)rx_alloc(m, max_replicas);
+    if (!t->lane || !t->outside || !t->dead || !t->seen_v || !t->inside || !t->sweeps ||
+        !t->dropped || !t->brief || rx_nodes_init(m, &t->nodes) ||
+        rx_keys_init(m, &t->keys, seed) || rx_sets_init(m, &t->sets) ||
+        rx_refs_init(m, &t->refs)) {
+        rx_close(t);
+        return NULL;
+    }
+    memset(t->outside, 0xff, t->lanes * sizeof *t->outside);
+    memset(t->inside, 0xff, max_replicas * sizeof *t->inside);
+    memset(t->seen_v, RX_HIDDEN, t->lanes);
+    return t;
+}
+
+/* The replica lost `blocks` blocks to the cap. */
+static inline void rx_note_capped(RxTree *t, uint32_t replica, uint64_t blocks) {
+    t->capped += blocks;
+    t->brief_count += !t->brief[replica];
+    t->brief[replica] = 1;
+}
+
+/* The first child that the lane holds; 0: none among the first RX_EVICT_CHILDREN, and then *more
+ * says whether there are others. */
+static inline uint32_t rx_child_of(const RxTree *t, uint32_t node, uint32_t lane, int *more) {
+    uint32_t child = rx_cold(&t->nodes, node)->child, looked;
+    for (looked = 0; child && looked < RX_EVICT_CHILDREN; looked++) {
+        if (rx_state(t, child, lane) != RX_ABSENT) return child;
+        child = rx_cold(&t->nodes, child)->next;
+    }
+    *more = child != 0;
+    return 0;
+}
+
+/* From the oldest block of the lane go down to a tail and take blocks away upwards. Returns how
+ * many, RX_FAIL without memory. */
+static inline int rx_evict_tail(RxTree *t, uint32_t lane, uint32_t limit) {
+    static const RxCounts none = {{0, 0, 0}};
+    RxLane *me = t->lane[lane];
+    RxRecord *r = &me->record[0];
+    uint32_t node = me->evict_at, child, parent, taken = 0;
+    int more = 0;
+    for (; rx_state(t, node, lane) == RX_ABSENT; rx_record_skip(r)) {
+        if (!rx_record_seek(&t->mem, r) && !rx_record_seek(&t->mem, r = &me->record[1])) return 0;
+        node = rx_record_peek(r);
+        if (rx_state(t, node, lane) != RX_ABSENT) break;
+    }
+    me->evict_at = node;
+    while ((child = rx_child_of(t, node, lane, &more))) node = child;
+    while (taken < limit) {
+        if (rx_walks_reserve(&t->mem, &t->walks[RX_REAP]) ||
+            rx_change(t, node, lane, rx_state(t, node, lane), &none, 0, 1))
+            return RX_FAIL;
+        taken++;
+        parent = rx_hot(&t->nodes, node)->parent;
+        rx_prune(t, node, RX_PRUNE_UNITS);
+        if (!rx_is_real(parent) || rx_hot(&t->nodes, parent)->parent == RX_FREE ||
+            rx_state(t, parent, lane) == RX_ABSENT || rx_child_of(t, parent, lane, &more) || more)
+            break;
+        me->evict_at = node = parent;
+    }
+    rx_note_capped(t, me->replica, taken);
+    return (int)taken;
+}
+
+/* Take away about RX_EVICT_BATCH blocks, tails first, from whoever holds most. 0: nothing left. */
+static inline uint32_t rx_evict(RxTree *t) {
+    uint32_t gone = 0, lane, largest;
+    int got = 1;
+    t->mem.taking++;
+    while (gone < RX_EVICT_BATCH && got > 0) {
+        for (largest = RX_NOBODY, lane = 0; lane < t->lanes_used; lane++)
+            if (t->lane[lane]->state == RX_LIVE && t->lane[lane]->blocks &&
+                (largest == RX_NOBODY || t->lane[lane]->blocks > t->lane[largest]->blocks))
+                largest = lane;
+        got = largest == RX_NOBODY ? 0 : rx_evict_tail(t, largest, RX_EVICT_BATCH - gone);
+        if (got > 0) gone += (uint32_t)got;
+    }
+    t->mem.taking--;
+    return gone;
+}
+
+/* Hang an orphan under its parent, now that it is known. It stays an orphan where that would
+ * close a ring, which only a stream with wrong parents asks for. */
+static inline int rx_attach(RxTree *t, uint32_t node, uint32_t parent) {
+    uint32_t at;
+    if (rx_set_of(&t->nodes, node)) return 0;
+    for (at = parent; rx_is_real(at); at = rx_hot(&t->nodes, at)->parent)
+        if (at == node) return 0;
+    rx_node_link(&t->nodes, node, parent);
+    return 1;
+}
+
+/* The node of the key below `parent`, made if need be; RX_NONE: no memory. */
+static inline uint32_t rx_node_for(RxTree *t, uint64_t key, uint32_t parent) {
+    uint32_t node = rx_keys_find(&t->keys, &t->nodes, key);
+    if (node != RX_NONE) return node;
+    if (rx_nodes_reserve(&t->nodes) || rx_keys_reserve(&t->keys, key)) return RX_NONE;
+    node = rx_node_take(&t->nodes, key, parent);
+    rx_keys_put(&t->keys, key, node);
+    return node;
+}
+
+typedef struct {
+    uint32_t lane, tier, once;
+    uint32_t above; /* node of the block before */
+    uint32_t v;     /* how visible `above` is */
+} RxChain;
+
+/* One block of a chain. 1: newly present, 0: not, RX_FAIL: no memory, nothing changed. */
+static inline int rx_insert_one(RxTree *t, RxChain *c, uint64_t key) {
+    uint32_t node, parent, state, v = c->v, p;
+    RxCounts counts;
+    if (rx_walks_reserve(&t->mem, &t->walks[RX_REAP])) return RX_FAIL;
+    node = rx_node_for(t, key, c->above);
+    if (node == RX_NONE) return RX_FAIL;
+    parent = rx_hot(&t->nodes, node)->parent;
+    if (parent != c->above) {
+        if (parent != RX_ORPHAN || !rx_attach(t, node, c->above)) {
+            t->conflicts++;
+            v = rx_vis_from(t, parent, c->lane);
+        }
+    }
+    state = rx_state(t, node, c->lane);
+    counts = rx_counts(t, node, c->lane, state);
+    if (!(c->once && counts.count[c->tier])) {
+        counts.count[c->tier] += counts.count[c->tier] != UINT32_MAX;
+        p = rx_best(&counts);
+        if (v < p) v = p;
+        if (rx_change(t, node, c->lane, state, &counts, v, 1)) {
+            rx_prune(t, node, 1);
+            return RX_FAIL;
+        }
+    } else {
+        v = rx_vis(state);
+    }
+    c->above = node;
+    c->v = v;
+    return state == RX_ABSENT;
+}
+
+static inline void rx_prefetch_insert(const RxTree *t, const uint64_t *keys, size_t i, size_t n) {
+    if (i + RX_AHEAD_BUCKET < n) rx_keys_prefetch(&t->keys, keys[i + RX_AHEAD_BUCKET]);
+    if (i + RX_AHEAD_NODE < n) {
+        uint32_t node = rx_keys_candidate(&t->keys, keys[i + RX_AHEAD_NODE]);
+        if (node != RX_NONE) {
+            __builtin_prefetch(rx_hot(&t->nodes, node));
+            __builtin_prefetch(rx_cold(&t->nodes, node));
+        }
+    }
+}
+
+static inline void rx_prefetch_start(const RxTree *t, const uint64_t *keys, size_t n) {
+    size_t i;
+    for (i = 0; i < n && i < RX_AHEAD_BUCKET; i++) rx_keys_prefetch(&t->keys, keys[i]);
+}
+
+/* Begin a chain: the replica's lane and the node of the parent. */
+static inline int rx_chain_begin(RxTree *t, RxChain *c, uint32_t replica, uint64_t parent) {
+    if (t->dropped[replica]) return RX_DROPPED;
+    c->lane = rx_lane_open(t, replica);
+    if (c->lane == RX_NOBODY) return t->dead_count == t->lanes ? RX_LANES_OUT : RX_FAIL;
+    t->lane[c->lane]->tiers |= (uint8_t)(1u << c->tier);
+    c->above = parent ? rx_node_for(t, parent, RX_ORPHAN) : RX_ROOT;
+    if (c->above == RX_NONE) return RX_FAIL;
+    c->v = rx_vis_from(t, c->above, c->lane);
+    return 0;
+}
+
+/* Make room after a refusal by the cap. 0: try again. */
+static inline int rx_chain_room(RxTree *t, RxChain *c, uint32_t *rounds) {
+    if (++*rounds > RX_EVICT_ROUNDS || !rx_evict(t)) return RX_FAIL;
+    if (rx_is_real(c->above) && rx_hot(&t->nodes, c->above)->parent == RX_FREE) return RX_FAIL;
+    c->v = rx_vis_from(t, c->above, c->lane);
+    return 0;
+}
+
+/* Blocks of a chain, the first below `parent` (0: a first block), for the replica in the tier. One
+ * more reference each, or with `once` presence only. Returns how many are newly present; RX_FAIL
+ * (blocks before the failure stay), RX_DROPPED, RX_LANES_OUT. No key is 0. */
+static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *keys, size_t n,
+                                uint64_t parent, uint32_t tier, int once) {
+    RxChain c = {0, tier, (uint32_t)once, RX_ROOT, 0};
+    int64_t fresh = 0;
+    uint32_t rounds = 0;
+    size_t i = 0;
+    int status;
+    if (n == 0) return 0;
+    do status = rx_chain_begin(t, &c, replica, parent);
+    while (status == RX_FAIL && t->mem.refused && ++rounds <= RX_EVICT_ROUNDS && rx_evict(t));
+    if (status == RX_FAIL && t->mem.refused) {
+        rx_note_capped(t, replica, n);
+        return 0;
+    }
+    if (status) return status;
+    rx_prefetch_start(t, keys, n);
+    while (i < n) {
+        rx_prefetch_insert(t, keys, i, n);
+        status = rx_insert_one(t, &c, keys[i]);
+        if (status >= 0) {
+            fresh += status;
+            i++;
+        } else if (!t->mem.refused) {
+            break;
+        } else if (rx_chain_room(t, &c, &rounds)) {
+            rx_note_capped(t, replica, n - i);
+            status = 0;
+            break;
+        }
+    }
+    if (rx_is_real(c.above) && !rx_walks_reserve(&t->mem, &t->walks[RX_REAP]))
+        rx_prune(t, c.above, 1);
+    rx_compact_begin(t, c.lane);
+    for (i = 2 * n; i && t->compact_lane != RX_NOBODY && rx_compact_step(t) >= 0; i--) {}
+    if (rx_settle(t, RX_INLINE_UNITS) < 0 && !t->mem.refused) status = RX_FAIL;
+    return status < 0 ? RX_FAIL : fresh;
+}
+
+/* One copy less for the lane at the node. 1: done, 0: the lane has none there. */
+static inline int rx_take(RxTree *t, uint32_t node, uint32_t lane, uint32_t tier) {
+    uint32_t state = rx_state(t, node, lane), p, v = rx_vis(state);
+    RxCounts counts = rx_counts(t, node, lane, state);
+    if (!counts.count[tier]) return 0;
+    if (rx_walks_reserve(&t->mem, &t->walks[RX_REAP])) return RX_FAIL;
+    counts.count[tier]--;
+    p = rx_best(&counts);
+    if (rx_change(t, node, lane, state, &counts, p > v ? p : v, 1)) return RX_FAIL;
+    if (p == RX_HIDDEN && v != RX_HIDDEN && rx_cold(&t->nodes, node)->child) t->holes++;
+    rx_prune(t, node, RX_PRUNE_UNITS);
+    return 1;
+}
+
+static inline int rx_remove_one(RxTree *t, uint32_t replica, uint64_t key, uint32_t tier) {
+    uint32_t node = rx_keys_find(&t->keys, &t->nodes, key), lane = t->inside[replica], i;
+    int got = 0;
+    if (node == RX_NONE) return 0;
+    if (lane != RX_NOBODY) got = rx_take(t, node, lane, tier);
+    if (got == RX_FAIL && t->mem.refused) {
+        /* Even the reserve is used up. Forgetting the replica needs no memory and never
+         * over-counts; what it still holds comes back as its engine stores it again. */
+        rx_note_capped(t, replica, t->lane[lane]->blocks);
+        rx_lane_kill(t, lane, 0);
+        return 1;
+    }
+    if (got || !t->sweeps[replica]) return got;
+    for (i = 0; i < t->dead_count && !got; i++) {
+        RxLane *dead = t->lane[t->dead[i]];
+        if (dead->replica == replica && dead->keep >> tier & 1)
+            got = rx_take(t, node, t->dead[i], tier);
+    }
+    return got;
+}
+
+/* One copy less of each block, in any order. Returns how many were known; RX_FAIL. */
+static inline int64_t rx_remove(RxTree *t, uint32_t replica, const uint64_t *keys, size_t n,
+                                uint32_t tier) {
+    int64_t known = 0;
+    int got = 0;
+    size_t i;
+    t->mem.taking++;
+    rx_prefetch_start(t, keys, n);
+    for (i = 0; i < n && got >= 0; i++) {
+        rx_prefetch_insert(t, keys, i, n);
+        got = rx_remove_one(t, replica, keys[i], tier);
+        if (got > 0) known++;
+        else if (!got) t->unknown_removals++;
+    }
+    if (rx_settle(t, RX_INLINE_UNITS) < 0 && !t->mem.refused) got = RX_FAIL;
+    t->mem.taking--;
+    return got < 0 ? RX_FAIL : known;
+}
+
+/* Forget the replica's blocks: all (tier 3), or those in one tier. Hidden at once. */
+static inline void rx_clear(RxTree *t, uint32_t replica, uint32_t tier) {
+    uint32_t lane = t->inside[replica], gone = tier < 3 ? 1u << tier : 7u, i;
+    for (i = 0; i < t->dead_count; i++)
+        if (t->lane[t->dead[i]]->replica == replica) t->lane[t->dead[i]]->keep &= (uint8_t)~gone;
+    if (lane != RX_NOBODY && t->lane[lane]->tiers & gone)
+        rx_lane_kill(t, lane, t->lane[lane]->tiers & ~gone);
+    if (gone == 7u && t->brief[replica]) {
+        t->brief[replica] = 0;
+        t->brief_count--;
+    }
+}
+
+static inline void rx_drop(RxTree *t, uint32_t replica) {
+    rx_clear(t, replica, 3);
+    t->dropped[replica] = t->sweeps[replica] != 0;
+}
+
+#endif
