@@ -23,6 +23,7 @@ from array import array
 from typing import Final
 
 FLOOR: Final = 0.1  # a replica that is never believed would never be tried again
+DECAY_STEP_S: Final = 1.0  # ages within it count as none: a power per answer would cost 0.3 us
 START_BYTES_PER_TOKEN: Final = 4.0  # English text with current vocabularies
 MIN_BYTES_PER_TOKEN: Final = 1.0
 MAX_BYTES_PER_TOKEN: Final = 16.0
@@ -118,10 +119,13 @@ class Trust:
     def _learn(self, slot: int, predicted: float, actual: float, now: float) -> None:
         if predicted <= 0:
             return
-        self._decay(slot, now)
+        if now - self._updated[slot] >= DECAY_STEP_S:
+            self._decay(slot, now)
         self._predicted[slot] += predicted
-        self._actual[slot] += max(0.0, actual)
-        self._samples[slot] = min(self._samples[slot] + 1, self._min_samples)
+        if actual > 0:
+            self._actual[slot] += actual
+        if self._samples[slot] < self._min_samples:
+            self._samples[slot] += 1
         self._set(slot)
 
     def _decay(self, slot: int, now: float) -> None:
@@ -136,7 +140,7 @@ class Trust:
         if self._samples[slot] < self._min_samples:
             return
         ratio = (self._actual[slot] + self._prior) / (self._predicted[slot] + self._prior)
-        self.factors[slot] = min(1.0, max(FLOOR, ratio))
+        self.factors[slot] = FLOOR if ratio < FLOOR else ratio if ratio < 1.0 else 1.0
 
 
 class BytesPerToken:
