@@ -28,7 +28,6 @@ log = logging.getLogger("warmlane.decide")
 CHOICES: Final = 5  # one replica and four to fall back to
 _MAX_STATIC_MASKS: Final = 1024  # (model, adapter) pairs kept; names come from clients
 RETRY_AFTER_S: Final = 1.0
-_REASON_CHARS: Final = 200
 
 
 class StaticMask:
@@ -65,6 +64,7 @@ class Decider:
         self._masks: dict[tuple[str, str], StaticMask] = {}
         self._work = array("B")
         self._version = 0
+        self._at = 0  # the scorer that runs, for the blame
         self._scores: list[Sequence[float]] = []
         self._columns: list[array[float]] = []
         self._neutral = array("d")
@@ -107,22 +107,36 @@ class Decider:
             return self._fall_back(error, rand)
         return count
 
+    def _blame(self, error: Exception) -> str:
+        """Which part failed and how. Of a part's own error only the type: it may hold a prompt."""
+        scorers = self.parts.scorers
+        if isinstance(error, cost.ScoreError):
+            return f"{scorers[error.scorer].name}: score {error.value} at slot {error.slot}"
+        if self._at < len(scorers):
+            return f"{scorers[self._at].name}: {type(error).__name__}"
+        return f"{self.parts.picker_name}: {type(error).__name__}"
+
     def _score(self, request: Request) -> None:
         candidates, scores, columns = self.candidates, self._scores, self._columns
         candidates.scale()
         for i, score in self._run:
+            self._at = i
             candidates.out = columns[i]
             found = score(request, candidates)
-            scores[i] = self._neutral if found is None else found
+            if found is None:
+                found = self._neutral
+            elif len(found) < len(candidates):
+                raise IndexError("fewer scores than slots")
+            scores[i] = found
+        self._at = len(scores)
         cost.combine(scores, self._weights, candidates.mask, self.totals)
 
     def _fall_back(self, error: Exception, rand: int) -> int:
         """Least in-flight by the ledger, which needs no advice."""
-        self.fallback = f"{type(error).__name__}: {error}"[:_REASON_CHARS]
+        self.fallback = self._blame(error)
         if self.fallback != self._last_failure:  # one line per change, not one per request
             self._last_failure = self.fallback
-            names = [item.name for item in self.parts.scorers]
-            log.warning("decide pool=%s mix=%s fallback=%s", self.pool.name, names, self.fallback)
+            log.warning("decide pool=%s fallback=%r", self.pool.name, self.fallback)
         requests, mask, size = self.pool.ledger.requests, self.candidates.mask, len(self.pool)
         turn = rand % size
         slots = [slot for slot in range(size) if mask[slot]]

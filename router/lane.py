@@ -102,7 +102,7 @@ class Lane:
             raise self._full() from None
         pool.placed(first, uncached)
         if decider.fallback:
-            self._metrics.fallback(pool.name, decider.fallback.partition(":")[0])
+            self._metrics.fallback(pool.name, decider.fallback.rpartition(": ")[0])
         decision = Decision(
             ticket=self._high | ticket,
             pool=pool.name,

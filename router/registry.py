@@ -8,7 +8,7 @@ parameter stops the router at start and never turns into a silent zero at a deci
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import msgspec
@@ -97,7 +97,8 @@ def _find_scorer(name: str, where: str, also: Mapping[str, Any] | None = None) -
         return _load(BUILTIN[name], where)
     if ":" in name:
         return _load(name, where)
-    for entry in metadata.entry_points(group=ENTRY_POINTS, name=name):
+    # Loaded on demand: it costs 30 ms and pulls in the socket module, which the library leaves out.
+    for entry in import_module("importlib.metadata").entry_points(group=ENTRY_POINTS, name=name):
         return _load(entry.value, where)
     known = ", ".join(sorted({*BUILTIN, *(also or ())}))
     raise ConfigError(f"{where}: {name!r}: unknown; known: {known}, or module:Class")

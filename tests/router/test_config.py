@@ -70,7 +70,11 @@ def test_short_and_long_replicas() -> None:
             "pools[0].engine_api_key_env",
             "'E'",
         ),
-        ({"limits": {"replicas": 1}, "pools": [{"replicas": ["a", "b"]}]}, "pools[0].replicas", "2"),
+        (
+            {"limits": {"replicas": 1}, "pools": [{"replicas": ["a", "b"]}]},
+            "pools[0].replicas",
+            "2",
+        ),
         ({"models": [{"name": "m", "pool": "zz"}]}, "models[0].pool", "'zz'"),
         ({"models": [{"name": "m"}, {"name": "m"}]}, "models[].name", "'m'"),
         ({"models": [{"name": "m", "split": [{"pool": "q"}]}]}, "models[0].split[0].pool", "'q'"),
@@ -148,7 +152,10 @@ def test_flags_over_file() -> None:
 
 
 def test_replica_files() -> None:
-    assert [spec.name for spec in replica_specs(["a:1", {"url": "b:2"}], where="f")] == ["a:1", "b:2"]
+    assert [spec.name for spec in replica_specs(["a:1", {"url": "b:2"}], where="f")] == [
+        "a:1",
+        "b:2",
+    ]
     assert replica_specs({"replicas": []}, where="f") == []
     with pytest.raises(ConfigError, match=r"f: \[0\]: 3"):
         replica_specs([3], where="f")

@@ -30,7 +30,9 @@ class Longest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     most: int = 10
 
     def score(self, request: Request, candidates: Candidates) -> Sequence[float]:
-        return [min(len(each.name) / self.most, 1.0) if each else 0.0 for each in candidates.replicas]
+        return [
+            min(len(each.name) / self.most, 1.0) if each else 0.0 for each in candidates.replicas
+        ]
 
 
 class NoScorer:
@@ -140,7 +142,9 @@ def test_explaining_takes_nobodys_turn() -> None:
     assert choose(router)[0] == "r0"
 
 
-@given(st.lists(st.integers(0, 1), min_size=1, max_size=12), st.integers(0, 2**64), st.integers(1, 5))
+@given(
+    st.lists(st.integers(0, 1), min_size=1, max_size=12), st.integers(0, 2**64), st.integers(1, 5)
+)
 def test_every_picker_gives_distinct_eligible_slots(mask: list[int], rand: int, limit: int) -> None:
     candidates = candidates_of(mask)
     totals, order = array("d", [0.0] * len(mask)), array("i", [-1] * 5)
