@@ -1,4 +1,4 @@
-"""Question: what do the approximate view's recency sets and the ledger of work in flight cost?
+"""Question: what do the approximate view's recency sets, its index and the ledger of work in flight cost?
 
 Run: python -m benchmarks.bench_lru [--quick] [--save]. Good: every bar ok. CPU time of one thread;
 each sample is one pass over all chains in a new random order, so that a set of 1M blocks (33 MB)
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from benchmarks.bars import Bench, cpu_seconds
 from warmlane._core.ledger import Ledger
 from warmlane._core.lru import Lru
+from warmlane.router.index import ApproximateIndex
 
 CHAIN = 64
 
@@ -65,6 +66,27 @@ def ledger_samples(rounds: int) -> list[float]:
     return samples
 
 
+def index_samples(rounds: int) -> tuple[list[float], list[float]]:
+    """ns a match and a repeated record: 64-block chains, 8 replicas, 51,200 blocks."""
+    index, out = ApproximateIndex(max_replicas=8), array("i", bytes(32))
+    for slot in range(8):
+        index.add(slot, 100_000)
+    chains = fresh_chains(random.Random(2), 800)
+
+    def record() -> None:
+        for at, chain in enumerate(chains):
+            index.record(at % 8, chain)
+
+    def match() -> None:
+        for chain in chains:
+            index.match(chain, out)
+
+    record()
+    matched = [cpu_seconds(match) / len(chains) * 1e9 for _ in range(rounds)]
+    recorded = [cpu_seconds(record) / len(chains) * 1e9 for _ in range(rounds)]
+    return matched, recorded
+
+
 def main() -> int:
     bench = Bench("lru", "cost of the recency sets and of the ledger")
     rounds = 5 if bench.args.quick else 11
@@ -76,6 +98,9 @@ def main() -> int:
         bench.bar(f"lru_insert_evict_{size}", None, "ns/block", 150, samples=inserted)
         bench.bar(f"lru_bytes_{size}", used, "bytes/block", 48, scaled=False)
     bench.bar("ledger_event", None, "ns", 200, samples=ledger_samples(3 * rounds))
+    matched, recorded = index_samples(3 * rounds)
+    bench.bar("index_match_64", None, "ns", 2000, samples=matched)
+    bench.bar("index_record_again_64", None, "ns", 3000, samples=recorded)
     return bench.finish()
 
 
