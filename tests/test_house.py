@@ -76,6 +76,8 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.explain_cli", 8),
     ("warmlane.router.proxy.*", 7),
     ("warmlane.envoy.*", 7),
+    ("warmlane.router.sim.client", 7),
+    ("warmlane.router.sim.player", 7),
     ("warmlane.router.sim.driver", 7),  # the model in wall-clock time
     ("warmlane.router.sim.server*", 7),
     ("warmlane.router.sim.demo*", 8),

@@ -15,6 +15,7 @@ import argparse
 import heapq
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -53,8 +54,8 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One policy's run. hit: prompt tokens from cache over prompt tokens, the engines' counters.
 
-    imbalance: most loaded replica's busy time over the mean. decisions_s is not measured here:
-    nothing in a replay is wall-clock time.
+    imbalance: the busiest replica's busy time over the mean. predicted_hit: the router's own
+    forecast of `hit` at the time of its decisions.
     """
 
     policy: str
@@ -126,7 +127,7 @@ class Replay:
         for session in self.workload.sessions:
             self._open += 1
             at = (session.start_s - first) / self.options.rate
-            self._at(at, lambda now, session=session: self._arrive(session, 0, now))
+            self._at(at, partial(self._arrive, session, 0))
         self._at(0.0, self._scrape)
         while self._events and self._open:
             now, _, call = heapq.heappop(self._events)
@@ -164,7 +165,7 @@ class Replay:
         self._predicted += live.hit
         self._prompt += turn.prompt
         self.router.sent(live.ticket, live.slot, now)
-        self._at(now + FRONT_S, lambda later: self._enter(live, later))
+        self._at(now + FRONT_S, partial(self._enter, live))
 
     def _enter(self, live: _Live, now: float) -> None:
         turn = live.session.turns[live.index]
@@ -179,7 +180,7 @@ class Replay:
         seconds = self.engines[slot].begin_step(now)
         self._stepping[slot] = seconds is not None
         if seconds is not None:
-            self._at(now + seconds, lambda later: self._step(slot, later))
+            self._at(now + seconds, partial(self._step, slot))
 
     def _step(self, slot: int, now: float) -> None:
         output = self.engines[slot].end_step(now)
@@ -211,7 +212,7 @@ class Replay:
             self._open -= 1
             return
         think_s = min(live.session.turns[index].think_s, self.options.think_cap_s)
-        self._at(now + think_s, lambda later: self._arrive(live.session, index, later))
+        self._at(now + think_s, partial(self._arrive, live.session, index))
 
     def _scrape(self, now: float) -> None:
         """Every second: what a scrape of the replicas' metrics would tell, and maintenance."""

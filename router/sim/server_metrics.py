@@ -46,7 +46,7 @@ class EngineMetrics:
         self.driver = driver
         self.max_loras = max_loras
         self.sleep_level = 0
-        self.finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
+        self.finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
         self.ttft = Histogram()
         self.queue_time = Histogram()
         self.e2e = Histogram()

@@ -48,8 +48,8 @@ def spread(values: list[float]) -> Spread:
     ordered = sorted(values)
     if not ordered:
         return Spread(0.0, 0.0, 0.0, 0.0, 0.0)
-    marks = (percentile(ordered, share) for share in (0.5, 0.9, 0.99))
-    return Spread(sum(ordered) / len(ordered), *marks, ordered[-1])
+    p50, p90, p99 = (percentile(ordered, share) for share in (0.5, 0.9, 0.99))
+    return Spread(sum(ordered) / len(ordered), p50, p90, p99, ordered[-1])
 
 
 def by_time(workload: Workload) -> list[tuple[float, Session, Turn]]:
