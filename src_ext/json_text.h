@@ -124,20 +124,25 @@ static inline size_t wl_utf8(uint32_t code, uint8_t *to) {
     return 4;
 }
 
+/* What a backslash and this letter stand for, 0 if nothing (no short escape means NUL). */
+static inline uint8_t wl_short_escape(uint8_t letter) {
+    switch (letter) {
+    case '"': case '\\': case '/': return letter;
+    case 'n': return '\n';
+    case 't': return '\t';
+    case 'r': return '\r';
+    case 'b': return '\b';
+    case 'f': return '\f';
+    default: return 0;
+    }
+}
+
 /* One escape; p: at the backslash. Writes 1 to 4 bytes and adds their number to *n. A surrogate
  * without its partner becomes the three bytes that Python's "surrogatepass" writes. */
 static inline const uint8_t *wl_escape(const uint8_t *p, const uint8_t *end, uint8_t *to,
                                        size_t *n) {
     if (end - p < 2) return NULL;
-    uint8_t plain;
-    switch (p[1]) {
-    case '"': case '\\': case '/': plain = p[1]; break;
-    case 'n': plain = '\n'; break;
-    case 't': plain = '\t'; break;
-    case 'r': plain = '\r'; break;
-    case 'b': plain = '\b'; break;
-    case 'f': plain = '\f'; break;
-    case 'u': {
+    if (p[1] == 'u') {
         int32_t code = end - p < 6 ? -1 : wl_hex4(p + 2);
         if (code < 0) return NULL;
         p += 6;
@@ -151,11 +156,9 @@ static inline const uint8_t *wl_escape(const uint8_t *p, const uint8_t *end, uin
         *n += wl_utf8((uint32_t)code, to);
         return p;
     }
-    default: return NULL;
-    }
-    *to = plain;
+    *to = wl_short_escape(p[1]);
     *n += 1;
-    return p + 2;
+    return *to ? p + 2 : NULL;
 }
 
 /* Writes a string's unescaped bytes until its end (*done = 1) or until the writer is full (pos may

@@ -1,0 +1,3 @@
+"""The module's C face is in answer_found.pxd."""
+
+def _fail_allocation_after(count: int) -> None: ...

@@ -1,0 +1,1 @@
+"""The compiled module has no Python face; its C face is in answer_json.pxd."""
