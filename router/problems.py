@@ -15,7 +15,7 @@ import msgspec
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.types import Kind
 
-Headers = list[tuple[bytes, bytes]]
+Headers = dict[str, str]
 
 # (type, message) of errors that the data path itself answers, by status.
 GENERIC: Final = {
@@ -50,7 +50,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def problem(error: RouterError, kind: Kind = Kind.OTHER) -> tuple[int, Headers, bytes]:
-    """(status, headers, body) for an error. kind: of the request; picks the shape."""
+    """(status, headers, body) for an error; header names in lower case.
+
+    kind: of the request; picks the shape.
+    """
     if isinstance(error, RequestError):
         return _answer(
             error.status, error.kind, error.message, kind, param=error.param, code=error.code
@@ -95,12 +98,12 @@ def _answer(
     code: str | None = None,
     retry_after_s: float | None = None,
 ) -> tuple[int, Headers, bytes]:
-    headers: Headers = [(b"content-type", b"application/json")]
+    headers = {"content-type": "application/json"}
     if status in RETRYABLE or retry_after_s is not None:
         seconds = RETRY_AFTER_S if retry_after_s is None else retry_after_s
-        headers.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
+        headers["retry-after"] = str(max(1, math.ceil(seconds)))
     if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers["www-authenticate"] = "Bearer"
     body: dict[str, Any]
     if kind is Kind.MESSAGES:
         other = "invalid_request_error" if status < 500 else "api_error"

@@ -13,15 +13,15 @@ from warmlane.router.errors import ConfigError, NoReplica, RequestError, RouterE
 from warmlane.router.types import Kind
 
 
-def shown(error: RouterError, kind: Kind = Kind.CHAT) -> tuple[int, dict[bytes, bytes], Any]:
+def shown(error: RouterError, kind: Kind = Kind.CHAT) -> tuple[int, dict[str, str], Any]:
     status, headers, body = problems.problem(error, kind)
-    return status, dict(headers), json.loads(body)
+    return status, headers, json.loads(body)
 
 
 def test_a_request_error() -> None:
     error = RequestError(404, "no such model", kind="not_found_error", param="model", code="gone")
     status, headers, body = shown(error)
-    assert (status, headers) == (404, {b"content-type": b"application/json"})
+    assert (status, headers) == (404, {"content-type": "application/json"})
     assert body == {
         "error": {
             "message": "no such model",
@@ -36,16 +36,14 @@ def test_a_request_error() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "retry_after"),
     [
-        (NoReplica("none is ready"), 503, b"1"),
-        (NoReplica("all are full", status=429, retry_after_s=2.1), 429, b"3"),
-        (NoReplica("none", retry_after_s=0.0), 503, b"1"),
+        (NoReplica("none is ready"), 503, "1"),
+        (NoReplica("all are full", status=429, retry_after_s=2.1), 429, "3"),
+        (NoReplica("none", retry_after_s=0.0), 503, "1"),
     ],
 )
-def test_no_replica_says_when_to_come_back(
-    error: NoReplica, status: int, retry_after: bytes
-) -> None:
+def test_no_replica_says_when_to_come_back(error: NoReplica, status: int, retry_after: str) -> None:
     got, headers, body = shown(error)
-    assert (got, headers[b"retry-after"]) == (status, retry_after)
+    assert (got, headers["retry-after"]) == (status, retry_after)
     assert body["error"]["message"] == error.message
     assert body["error"]["code"] == status
 
@@ -66,8 +64,8 @@ def test_generic_problems(status: int, kind: Kind) -> None:
     assert got == status
     assert json.loads(body)["error"]["message"]
     assert json.loads(body)["error"]["type"]
-    assert (b"retry-after" in dict(headers)) == (status in (429, 503))
-    assert (b"www-authenticate" in dict(headers)) == (status == 401)
+    assert ("retry-after" in headers) == (status in (429, 503))
+    assert ("www-authenticate" in headers) == (status == 401)
     assert json.loads(problems.generic(status, kind, "why")[2])["error"]["message"] == "why"
 
 
