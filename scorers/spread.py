@@ -20,7 +20,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """1 for the replica that got least; `rate` tokens of work for each token more than that."""
 
     rate: float = 0.02
-    limit_tokens: float = 1024.0
+    limit_tokens: float = 4096.0
 
     def score(self, request: Request, candidates: Candidates) -> array[float]:
         placed, out = candidates.placed_tokens, candidates.out

@@ -94,12 +94,12 @@ def test_spread_is_bounded() -> None:
     pool = router.pools["default"]
     pool.placed(0, 10_000.0)
     pool.placed(1, 50_000_000.0)
-    candidates = stage(router)
+    candidates = stage(router, prompt_tokens=50_000)
     found = scores("spread", candidates)
     assert found is not None
     assert found[2] == 1.0
     assert found[0] == pytest.approx(1 - 200 / candidates.scale_tokens)
-    assert found[1] == pytest.approx(1 - 1024 / candidates.scale_tokens)
+    assert found[1] == pytest.approx(1 - 4096 / candidates.scale_tokens)
 
 
 def test_least_requests() -> None:
