@@ -81,11 +81,13 @@ def parse(
     *,
     transfer_params: TransferParams = "reject",
     trust_subset: bool = False,
+    prompt_bytes: int = scan.PROMPT_CAP,
 ) -> tuple[Request, bytes]:
     """The request, and the body to send on (the same object unless something was cut out).
 
     headers: names in lower case; read are content-type, content-encoding, x-session-id and, with
     trust_subset (the listener is not open to clients), x-warmlane-subset.
+    prompt_bytes: canonical prompt bytes kept at most; what is beyond is not hashed.
     Raises RequestError: 400 for a body on a path with a prompt that is no JSON object, and on any
     path for transfer parameters (with "reject"); 415 for a compressed one.
     """
@@ -101,9 +103,9 @@ def parse(
     encoding = headers.get(b"content-encoding")
     if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
         return _compressed(kind, path, text_session, subset), body
-    found = scan_body(body, SCAN_KIND[kind])
+    found = scan_body(body, SCAN_KIND[kind], prompt_bytes)
     if found is None:
-        found = _decode_in_full(body, kind)
+        found = _decode_in_full(body, kind, prompt_bytes)
         if found is None:
             return Request(kind=Kind.OTHER, path=path, session=text_session, subset=subset), body
     if found.transfer:
@@ -180,7 +182,7 @@ def _without(body: bytes, names: tuple[str, ...]) -> bytes:
     return b"".join(pieces) + body[at:]
 
 
-def _decode_in_full(body: bytes, kind: Kind) -> Scan | None:
+def _decode_in_full(body: bytes, kind: Kind, prompt_bytes: int) -> Scan | None:
     """A body that the scan does not take: decoded, written plainly, scanned again.
 
     None: not JSON, on a path where that may be. Raises RequestError 400 where it may not.
@@ -199,7 +201,7 @@ def _decode_in_full(body: bytes, kind: Kind) -> Scan | None:
             raise _bad_json() from None
         raw = {name: json.dumps(value).encode() for name, value in fields.items()}
     plain = b",".join(_plain_name(name) + b":" + bytes(value) for name, value in raw.items())
-    found = scan_body(b"{" + plain + b"}", SCAN_KIND[kind])
+    found = scan_body(b"{" + plain + b"}", SCAN_KIND[kind], prompt_bytes)
     if found is None and (kind is not Kind.OTHER or any(name in raw for name in TRANSFER_FIELDS)):
         raise _bad_json()
     return found

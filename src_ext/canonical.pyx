@@ -8,7 +8,8 @@ from libc.string cimport memcmp, memset, strlen
 from warmlane._core.json_text cimport (
     WL_CONTENT, WL_FIELD, WL_ITEM, WL_MESSAGE, WL_NEXT, WL_PART, wl_emit_string, wl_emit_value,
     wl_member, wl_more, wl_opened, wl_put, wl_put_bytes, wl_skip_scalar, wl_skip_string,
-    wl_skip_value, wl_space, wl_string_is, wl_writer,
+    wl_skip_value, wl_space, wl_string_is, wl_token_id,
+    wl_writer,
 )
 
 
@@ -216,24 +217,19 @@ cdef const uint8_t *emit_as_message(
 
 
 cdef const uint8_t *emit_ids(wl_writer *w, const uint8_t *p, const uint8_t *end) noexcept nogil:
-    # A list of token ids; p: after '['. Each becomes 4 native-endian bytes.
-    cdef unsigned long long value
+    # A list of token ids; p: after '['. Each becomes 4 native-endian bytes. 0xFFFFFFFF separates
+    # the prompts of one request, so it is not a token id.
     cdef uint32_t token
-    cdef const uint8_t *digits
     cdef int more
     p = wl_opened(p, end, c']', &more)
     while more:
-        p = wl_space(p, end)
-        digits = p
-        value = 0
-        while p < end and c'0' <= p[0] <= c'9' and p - digits < 11:
-            value = value * 10 + (p[0] - c'0')
-            p += 1
-        # 0xFFFFFFFF separates the prompts of one request, so it is not a token id.
-        if p == digits or value >= 0xFFFFFFFFULL or (digits[0] == c'0' and p - digits > 1):
+        p = wl_token_id(wl_space(p, end), end, &token)
+        if p == NULL:
             return NULL
-        token = <uint32_t>value
         wl_put_bytes(w, <uint8_t *>&token, 4)
+        if end - p > 2 and p[0] == c',':
+            p += 1
+            continue
         p = wl_more(p, end, c']', &more)
         if p == NULL:
             return NULL

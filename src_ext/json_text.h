@@ -91,6 +91,31 @@ static inline const uint8_t *wl_skip_value(const uint8_t *p, const uint8_t *end)
     return NULL;
 }
 
+/* A decimal number of 1 to 10 digits without a leading zero and below 2^32 - 1; NULL otherwise. Up to
+ * seven digits are read as one word, without a branch per digit: shift them to the top of the word,
+ * then add neighbours pairwise (digits, then pairs, then fours). */
+static inline const uint8_t *wl_token_id(const uint8_t *p, const uint8_t *end, uint32_t *id) {
+    const uint8_t *start = p;
+    uint64_t value = 0;
+    if (end - p >= 8) {
+        uint64_t word = wl_read64(p) ^ 0x3030303030303030ULL;
+        uint64_t others = ((word + 0x7676767676767676ULL) | word) & 0x8080808080808080ULL;
+        int n = others ? __builtin_ctzll(others) >> 3 : 8;
+        if (n > 0 && n < 8) {
+            word <<= (8 - n) * 8;
+            word = (word * 10 + (word >> 8)) & 0x00FF00FF00FF00FFULL;
+            word = (word * 100 + (word >> 16)) & 0x0000FFFF0000FFFFULL;
+            *id = (uint32_t)(word * 10000 + (word >> 32));
+            return n > 1 && *start == '0' ? NULL : p + n;
+        }
+    }
+    for (; p < end && *p >= '0' && *p <= '9' && p - start < 11; p++)
+        value = value * 10 + (uint64_t)(*p - '0');
+    if (p == start || value >= 0xFFFFFFFFULL || (*start == '0' && p - start > 1)) return NULL;
+    *id = (uint32_t)value;
+    return p;
+}
+
 static inline int32_t wl_hex4(const uint8_t *p) {
     int32_t value = 0;
     for (int i = 0; i < 4; i++) {

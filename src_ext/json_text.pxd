@@ -1,5 +1,5 @@
 """C declarations of json_text.h, for the modules that walk JSON text. No code of its own."""
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 
 
 cdef extern from "json_text.h" nogil:
@@ -16,6 +16,7 @@ cdef extern from "json_text.h" nogil:
     const uint8_t *wl_skip_value(const uint8_t *p, const uint8_t *end)
     const uint8_t *wl_skip_string(const uint8_t *p, const uint8_t *end)
     const uint8_t *wl_skip_scalar(const uint8_t *p, const uint8_t *end)
+    const uint8_t *wl_token_id(const uint8_t *p, const uint8_t *end, uint32_t *id)
     const uint8_t *wl_emit_string(wl_writer *w, const uint8_t *p, const uint8_t *end)
     const uint8_t *wl_emit_value(wl_writer *w, const uint8_t *p, const uint8_t *end, bint media)
     bint wl_string_is(const uint8_t *p, const uint8_t *after, const char *name, size_t size)

@@ -178,7 +178,7 @@ static inline uint64_t wl_xxh3_after(uint64_t parent, const uint8_t *p, size_t n
         return wl_xxh3_17to240(parent, wl_read64(p), p, 8, whole);
     uint8_t joined[136];
     memcpy(joined, &parent, 8);
-    memcpy(joined + 8, p, n);
+    if (n) memcpy(joined + 8, p, n); /* an empty buffer may have no address */
     return wl_xxh3(joined, whole);
 }
 

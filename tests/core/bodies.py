@@ -139,7 +139,7 @@ def prompt(rng: random.Random) -> Any:
     if kind == 2:
         return [text(rng) for _ in range(rng.randrange(4))]
     if kind == 3:
-        return [rng.randrange(200_000) for _ in range(rng.randrange(40))]
+        return [rng.randrange(10 ** rng.randint(1, 9)) for _ in range(rng.randrange(40))]
     if kind == 4:
         return [[rng.randrange(99) for _ in range(rng.randrange(5))] for _ in range(3)]
     if kind == 5:

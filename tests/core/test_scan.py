@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 import random
 from typing import Any
@@ -215,6 +216,24 @@ IRREGULAR = [
     '{"role":"user"}',
     '"text"',
 ]
+
+
+@pytest.mark.parametrize("number", [0, 9, 10, 9999999, 10000000, 99999999, 4294967294])
+@pytest.mark.parametrize("tail", ["", " ", ",1", " , 12345678", "\t"])
+def test_every_length_of_a_token_id(number: int, tail: str) -> None:
+    body = f'{{"prompt":[{number}{tail}]}}'.encode()
+    expected = array.array("I", json.loads(f"[{number}{tail}]")).tobytes()
+    found = scan.scan_body(body, scan.COMPLETIONS)
+    assert found is not None and found.tokens == expected
+
+
+@pytest.mark.parametrize(
+    "ids", ["01", "4294967295", "99999999999", "-1", "1.0", "1e3", "1:", "1/2"]
+)
+def test_what_is_no_token_id(ids: str) -> None:
+    for text in (f'{{"prompt":[{ids}]}}', f'{{"prompt":[7,{ids}], "model":"m"}}'):
+        found = scan.scan_body(text.encode(), scan.COMPLETIONS)
+        assert found is None or found.tokens is None
 
 
 @pytest.mark.parametrize("messages", IRREGULAR)

@@ -137,6 +137,12 @@ def test_a_large_body_is_never_given_to_the_slow_decoder() -> None:
     assert refused(body, "/unknown").status == 400
 
 
+def test_the_prompt_is_cut_at_the_cap() -> None:
+    body = b'{"messages":[{"role":"user","content":"' + b"a" * 1000 + b'"}]}'
+    for raw in (body, body.replace(b"messages", b"mess\\u0061ges")):
+        assert parse(raw, prompt_bytes=100).prompt == b"\xffuser\xfe" + b"a" * 94
+
+
 SPELLINGS = ["kv_transfer_params", "k\\u0076_transfer_params", "\\u006bv_transfer_\\u0070arams"]
 OTHERS = ["ec_transfer_params", "e\\u0063_transfer_params"]
 
