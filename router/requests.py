@@ -2,7 +2,7 @@
 
 Owns the rules about bodies: which paths carry a prompt, what is refused, what is cut out, which
 headers are the router's own. Bodies pass on as the same bytes object unless something is cut out.
-Never logs a body. Cost: 2 us for a 4 KB chat, 6 us for 64 KB of prose (docs/hashing.md).
+Never logs a body. Cost: 1.5 us for a 4 KB chat, 5 us for 64 KB of prose (docs/hashing.md).
 """
 
 from __future__ import annotations
