@@ -22,6 +22,7 @@ from warmlane.router.types import Decision, Outcome, Request
 from warmlane.router.view import CacheView
 
 _MEAN_STEP: Final = 0.02  # exponential mean over about the last 50 answers
+_LENGTH_PORTION: Final = 4096  # tokens
 _TICKET_MASK: Final = (1 << TICKET_BITS) - 1
 
 
@@ -65,6 +66,9 @@ class Lane:
         self._metrics = metrics
         self._high = number << TICKET_BITS
         self._open: dict[int, _Open] = {}
+        self._ledger = pool.ledger
+        self._trust = self.view.trust
+        self._learned_bytes = self._learned_tokens = 0
 
     @property
     def open_tickets(self) -> int:
@@ -97,7 +101,7 @@ class Lane:
         if request.max_tokens is not None and request.max_tokens < output:
             output = request.max_tokens
         try:
-            ticket = pool.ledger.open(first, uncached, prompt_tokens, now, output)
+            ticket = self._ledger.open(first, uncached, prompt_tokens, now, output)
         except LedgerFull:
             raise self._full() from None
         pool.placed(first, uncached)
@@ -138,23 +142,24 @@ class Lane:
 
     def first_token(self, ticket: int, now: float) -> float:
         """Prefill is done. Seconds since the decision, -1 when late or repeated."""
-        seconds = self.pool.ledger.first_token(ticket & _TICKET_MASK, now)
+        number = ticket & _TICKET_MASK
+        seconds = self._ledger.first_token(number, now)
         if seconds >= 0:
             self._metrics.ttft(self.pool.name, seconds)
-            opened = self._open.get(ticket & _TICKET_MASK)
+            opened = self._open.get(number)
             if opened is not None and opened.decision.view != "none":
-                self.view.trust.sent(opened.slot, opened.raw_hit, opened.decision.prompt_tokens)
+                self._trust.sent(opened.slot, opened.raw_hit, opened.decision.prompt_tokens)
         return seconds
 
     def progress(self, ticket: int, output_tokens: int) -> None:
         """`output_tokens` generated so far."""
-        self.pool.ledger.progress(ticket & _TICKET_MASK, output_tokens)
+        self._ledger.progress(ticket & _TICKET_MASK, output_tokens)
 
     def close(self, ticket: int, outcome: Outcome, now: float) -> bool:
         """The end of it, also on error and cancel. False when it was closed before."""
         number = ticket & _TICKET_MASK
         opened = self._open.pop(number, None)
-        slot, seconds = self.pool.ledger.close(number, now)
+        slot, seconds = self._ledger.close(number, now)
         if opened is None or slot < 0:
             return False
         self._metrics.duration(self.pool.name, seconds)
@@ -164,7 +169,7 @@ class Lane:
 
     def maintain(self, now: float, older_than: float, budget_us: int) -> bool:
         """Close what nobody closed, sweep the index, free slots. True while work remains."""
-        leaked = self.pool.ledger.expire(older_than)
+        leaked = self._ledger.expire(older_than)
         for number in leaked:
             self._open.pop(number, None)
         if leaked:
@@ -176,37 +181,40 @@ class Lane:
 
     def _move(self, opened: _Open, number: int, slot: int) -> None:
         hit = _hit_on(opened.decision, slot)
-        self.pool.ledger.moved(number, slot, opened.decision.prompt_tokens - hit)
+        self._ledger.moved(number, slot, opened.decision.prompt_tokens - hit)
         opened.slot = slot
         opened.raw_hit = hit / self.view.trust.factors[slot]
 
     def _learn(self, opened: _Open, slot: int, outcome: Outcome, now: float) -> None:
         """What a good answer teaches: lengths, trust, and the text of the next turn."""
-        decision, key, view = opened.decision, opened.prepared.key, self.view
-        output = outcome.output_tokens
+        decision, key = opened.decision, opened.prepared.key
+        output, cached = outcome.output_tokens, outcome.cached_tokens
         if output is not None:
             self.output_tokens += _MEAN_STEP * (output - self.output_tokens)
         if decision.view == "none":
             return
-        prompt, cached = outcome.prompt_tokens, outcome.cached_tokens
-        if prompt is not None and key.unit == "text":
-            view.learn_length(key.size, prompt)
+        prompt = outcome.prompt_tokens
+        if prompt is None:
+            prompt = decision.prompt_tokens
+        elif key.unit == "text":
+            self._learn_length(key.size, prompt)
         if cached is not None:
-            told = decision.prompt_tokens if prompt is None else prompt
-            view.trust.answered(slot, opened.raw_hit, cached, told, now)
+            self._trust.answered(slot, opened.raw_hit, cached, prompt, now)
         replica = self.pool.replicas[slot]
         assert replica is not None, "a slot with an open ticket is never freed"
-        self._metrics.hit(
-            self.pool.name,
-            replica.name,
-            _hit_on(decision, slot),
-            cached,
-            decision.prompt_tokens if prompt is None else prompt,
-        )
+        self._metrics.hit(self.pool.name, replica.name, _hit_on(decision, slot), cached, prompt)
         if outcome.text and key.unit == "text":
-            view.record(slot, key.unit, next_turn(opened.prepared.request, key, outcome.text))
+            self.view.record(slot, key.unit, next_turn(opened.prepared.request, key, outcome.text))
         elif output:
-            view.charge(slot, key.unit, output)
+            self.view.charge(slot, key.unit, output)
+
+    def _learn_length(self, prompt_bytes: int, prompt_tokens: int) -> None:
+        """Bytes per token, told on in portions: a sample of a few thousand tokens is a good one."""
+        self._learned_bytes += prompt_bytes
+        self._learned_tokens += prompt_tokens
+        if self._learned_tokens >= _LENGTH_PORTION:
+            self.view.learn_length(self._learned_bytes, self._learned_tokens)
+            self._learned_bytes = self._learned_tokens = 0
 
     def _full(self) -> NoReplica:
         self._metrics.limit_reached("tickets")
@@ -219,6 +227,7 @@ class Lane:
 
 def _hit_on(decision: Decision, slot: int) -> int:
     """Predicted hit tokens on a slot; 0 for one that was not among the choices."""
-    if slot in decision.choices:
-        return decision.hit_tokens[decision.choices.index(slot)]
-    return 0
+    choices = decision.choices
+    if slot == choices[0]:
+        return decision.hit_tokens[0]
+    return decision.hit_tokens[choices.index(slot)] if slot in choices else 0

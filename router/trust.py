@@ -78,7 +78,10 @@ class Trust:
     ) -> None:
         """An answer told its cached tokens (`usage.prompt_tokens_details.cached_tokens`)."""
         self._answered_prompt[slot] += prompt_tokens
-        self._learn(slot, predicted_tokens, min(cached_tokens, predicted_tokens), now)
+        if predicted_tokens > 0:
+            if cached_tokens > predicted_tokens:
+                cached_tokens = predicted_tokens
+            self._learn(slot, predicted_tokens, cached_tokens, now)
 
     def scraped(self, slot: int, queries: float | None, hits: float | None, now: float) -> bool:
         """Counters of one scrape, in tokens since the engine's start; None: not told.
@@ -117,16 +120,16 @@ class Trust:
         self._counters.pop(slot, None)
 
     def _learn(self, slot: int, predicted: float, actual: float, now: float) -> None:
-        if predicted <= 0:
-            return
         if now - self._updated[slot] >= DECAY_STEP_S:
             self._decay(slot, now)
-        self._predicted[slot] += predicted
-        if actual > 0:
-            self._actual[slot] += actual
+        total = self._predicted[slot] = self._predicted[slot] + predicted
+        found = self._actual[slot] = self._actual[slot] + (actual if actual > 0 else 0.0)
         if self._samples[slot] < self._min_samples:
             self._samples[slot] += 1
-        self._set(slot)
+            self._set(slot)
+            return
+        ratio = (found + self._prior) / (total + self._prior)  # as in _set, once per answer
+        self.factors[slot] = FLOOR if ratio < FLOOR else ratio if ratio < 1.0 else 1.0
 
     def _decay(self, slot: int, now: float) -> None:
         age = max(0.0, now - self._updated[slot])

@@ -84,8 +84,8 @@ class CacheView:
 
     def record(self, slot: int, unit: str, keys: KeyArray) -> None:
         """This prompt was sent there."""
-        if len(keys):
-            self._index(unit).record(slot, keys)
+        index = self._indexes.get(unit)
+        (self._index(unit) if index is None else index).record(slot, keys)
 
     def charge(self, slot: int, unit: str, tokens: float) -> None:
         """Generated tokens whose text nobody kept: they fill the cache and match nothing."""

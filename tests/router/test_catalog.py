@@ -136,8 +136,8 @@ def test_no_state_leaks_between_pools() -> None:
     assert small.pool.ledger.open_tickets == 1 and large.pool.ledger.open_tickets == 0
     other = router.decide(chat(text, model="m-large"), 0.0, 1)
     assert max(other.hit_tokens) == 0
-    router.close(first.ticket, Outcome(prompt_tokens=500, output_tokens=9), 1.0)
-    assert small.view.bytes_per_token.value != large.view.bytes_per_token.value
+    router.close(first.ticket, Outcome(prompt_tokens=5000, output_tokens=9), 1.0)
+    assert small.view.bytes_per_token.value != large.view.bytes_per_token.value == 4.0
     assert router.open_tickets == 1
     assert not router.close(first.ticket, Outcome(), 1.0)
     assert large.pool.ledger.open_tickets == 1, "a late close of one pool hits no other"
