@@ -15,7 +15,7 @@ from warmlane.router.pool import Pool, Replica
 # What open requests weigh in tokens of prefill. A decode step costs each neighbour about 8 us a
 # request and 43 ns a KV token (policies.md, C.2); over an answer of 200 steps, at 17,000 to 43,000
 # prefill tokens a second, that is 27 to 68 tokens a request and 0.15 to 0.37 a KV token, of which
-# TTFT-minded mixes count about a third. docs/decisions/default_mix.md has the comparison.
+# TTFT-minded mixes count about a third. docs/decisions/0005-default-mix.md has the comparison.
 REQUEST_TOKENS: Final = 64.0
 CONTEXT_SHARE: Final = 0.1
 # Below this a whole score would stand for less work than anybody feels (1,024 tokens: 24 to 60 ms).

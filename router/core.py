@@ -20,6 +20,7 @@ from typing import Final
 from warmlane._core.ledger import TICKET_BITS
 from warmlane.router.catalog import Catalog
 from warmlane.router.config import Config
+from warmlane.router.config_load import checked
 from warmlane.router.explain import Explanation, explain
 from warmlane.router.lane import Lane, Prepared
 from warmlane.router.metrics import Metrics
@@ -104,6 +105,7 @@ class Router:
         clock: Callable[[], float] | None = None,
         joining: bool = False,
     ) -> None:
+        config = checked(config)
         self.config = config
         self.metrics = Metrics()
         self.pools: dict[str, Pool] = {}

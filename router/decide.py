@@ -108,13 +108,13 @@ class Decider:
         return count
 
     def _blame(self, error: Exception) -> str:
-        """Which part failed and how. Of a part's own error only the type: it may hold a prompt."""
+        """Which part failed and how."""
         scorers = self.parts.scorers
         if isinstance(error, cost.ScoreError):
             return f"{scorers[error.scorer].name}: score {error.value} at slot {error.slot}"
         if self._at < len(scorers):
-            return f"{scorers[self._at].name}: {type(error).__name__}"
-        return f"{self.parts.picker_name}: {type(error).__name__}"
+            return f"{scorers[self._at].name}: {_kind(error)}"
+        return f"{self.parts.picker_name}: {_kind(error)}"
 
     def _score(self, request: Request) -> None:
         candidates, scores, columns = self.candidates, self._scores, self._columns
@@ -153,7 +153,7 @@ class Decider:
             mask = array("B", [self._is_member(slot) for slot in range(len(self.pool))])
             removed: dict[str, int] = {}
             for name, each in self._static:
-                removed[name] = each.keep(request, candidates, mask)
+                removed[name] = self._keep(name, each, request, mask)
             if len(self._masks) >= _MAX_STATIC_MASKS:
                 self._masks.clear()
             found = self._masks[key] = StaticMask(mask, removed)
@@ -165,9 +165,20 @@ class Decider:
         candidates.mask = work
         removed = dict(static.removed)
         for name, each in self._dynamic:
-            removed[name] = each.keep(request, candidates, work)
+            removed[name] = self._keep(name, each, request, work)
         if 1 not in work:
             raise self._none(removed)
+
+    def _keep(self, name: str, each: Filter, request: Request, mask: array[int]) -> int:
+        """Run one filter. One that fails lets nobody through: it may guard a tenant's data."""
+        try:
+            return each.keep(request, self.candidates, mask)
+        except Exception as error:
+            log.error("decide pool=%s filter=%s error=%s", self.pool.name, name, _kind(error))
+            raise NoReplica(
+                f"filter {name!r} of pool {self.pool.name!r} failed ({_kind(error)})",
+                retry_after_s=RETRY_AFTER_S,
+            ) from error
 
     def _none(self, removed: dict[str, int]) -> NoReplica:
         """429 when only saturation stands in the way, else 503."""
@@ -192,3 +203,8 @@ class Decider:
         self._neutral = array("d", bytes(8 * size))
         self._columns = [array("d", bytes(8 * size)) for _ in self._run]
         self._scores = list(self._columns)
+
+
+def _kind(error: Exception) -> str:
+    """The type alone: the text of a part's error may hold what a client wrote."""
+    return type(error).__name__

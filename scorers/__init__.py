@@ -1,7 +1,7 @@
 """Scorers: how good is each replica for this request, 0 to 1. One file and one line here each.
 
 `BUILTIN` maps the name in a config to `module:Class`; `DEFAULT_MIX` is the mix of policy
-"default" (docs/decisions/default_mix.md says why). Scorers never import each other.
+"default" (docs/decisions/0005-default-mix.md says why). Scorers never import each other.
 """
 
 from __future__ import annotations

@@ -219,3 +219,36 @@ def test_longer_columns_and_other_buffers() -> None:
         cost.fraction([1.0, 2.0], 4.0, out)  # type: ignore[arg-type]
     view.release()
     block.append(0)  # no buffer is held after the calls
+
+
+FINITE = st.floats(-1e6, 1e6)
+NUMBERS = st.lists(FINITE, max_size=20).map(lambda values: array("d", values)) | st.lists(
+    st.integers(-5, 10**6), max_size=20
+).map(lambda values: array("i", values))
+
+
+@given(NUMBERS, st.lists(st.integers(0, 1), min_size=20, max_size=20), st.floats(0, 10), SCALES)
+def test_sums_over_kept_slots(col: Any, bits: list[int], factor: float, limit: float) -> None:
+    mask, limit, size = array("B", bits[: len(col)]), abs(limit), len(col)
+    assert cost.greatest(col, mask) == twin_cost.greatest(col, mask)
+    out = column(size)
+    cost.excess(col, mask, factor, limit, out)
+    if any(mask):
+        assert list(out) == pytest.approx(twin_cost.excess(col, mask, factor, limit))
+        assert all(0 <= value <= limit for value in out)
+    cost.blend(col, factor, col, -1.5, out)
+    assert list(out) == pytest.approx(twin_cost.blend(col, factor, col, -1.5))
+
+
+def test_blend_may_write_into_its_input() -> None:
+    col, other = array("d", [1.0, 2.0]), array("i", [10, 20, 30])
+    cost.blend(col, 2.0, other, 0.5, col)
+    assert list(col) == [7.0, 14.0]
+    with pytest.raises(ValueError, match="other"):
+        cost.blend(col, 1.0, array("i", [1]), 1.0, col)
+    for call in (
+        lambda: cost.greatest(array("d"), array("B", [1])),
+        lambda: cost.excess(array("d"), array("B", [1]), 1.0, 1.0, array("d", [0.0])),
+    ):
+        with pytest.raises(ValueError, match="col"):
+            call()

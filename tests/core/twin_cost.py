@@ -76,3 +76,16 @@ def top_k(
 
     kept = [slot for slot, value in enumerate(mask) if value]
     return sorted(kept, key=place)[: max(k, 0)]
+
+
+def greatest(col: Values, mask: Sequence[int]) -> float:
+    return max([0.0, *(value for value, kept in zip(col, mask, strict=False) if kept)])
+
+
+def excess(col: Values, mask: Sequence[int], factor: float, limit: float) -> list[float]:
+    least = min((value for value, kept in zip(col, mask, strict=False) if kept), default=math.inf)
+    return [min(max(factor * (value - least), 0.0), limit) for value in col]
+
+
+def blend(col: Values, factor: float, other: Values, other_factor: float) -> list[float]:
+    return [factor * a + other_factor * b for a, b in zip(col, other, strict=False)]

@@ -1,6 +1,7 @@
 """A router over modelled replicas on a virtual clock: small runs that compare policies.
 
-Prompts are token ids (uint32 as bytes), and block keys are shared with the engines, so that a hit is the engine's own.
+Prompts are token ids (uint32 as bytes) and block keys are shared with the engines, so that a hit
+is the engine's own.
 """
 
 from __future__ import annotations

@@ -65,6 +65,26 @@ def test_failing_advice_falls_back_to_least_inflight_and_says_so(how: str, caplo
     assert len(caplog.records) == 1, "one line per change, not one per request"
 
 
+class Guard:
+    """A filter that fails."""
+
+    def __init__(self, static: bool) -> None:
+        self.static = static
+
+    def keep(self, request: Request, candidates: Candidates, mask: Any) -> int:
+        raise ValueError("secret of a tenant")
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_a_filter_that_fails_lets_nobody_through(static: bool, caplog: Any) -> None:
+    router = router_of(2, filters=[{"name": f"{__name__}:Guard", "static": static}])
+    with pytest.raises(NoReplica) as caught:
+        router.decide(chat(), 0.0, 1)
+    assert caught.value.status == 503 and "Guard" in caught.value.message
+    assert "secret" not in caught.value.message + caplog.text
+    assert router.open_tickets == 0
+
+
 def test_good_advice_from_a_list_decides() -> None:
     router = router_of(5, scorers=[{"name": f"{__name__}:Named", "best": "r3"}])
     decision = router.decide(chat(), 0.0, 1)

@@ -26,9 +26,9 @@ def test_add_is_idempotent_and_names_are_unique() -> None:
     version = pool.version
     assert pool.add(ReplicaSpec(url="r1:1", name="r1"), 0.0) == 1
     assert pool.version == version
-    with pytest.raises(ConfigError, match="'r1'.*taken"):
+    with pytest.raises(ConfigError, match=r"'r1'.*taken"):
         pool.add(ReplicaSpec(url="http://other:1", name="r1"), 0.0)
-    with pytest.raises(ConfigError, match="limits.replicas"):
+    with pytest.raises(ConfigError, match=r"limits\.replicas"):
         for i in range(10):
             pool.add(ReplicaSpec(url=f"http://x{i}:1"), 0.0)
 
