@@ -83,6 +83,7 @@ class Candidates(Protocol):
     @property
     def version(self) -> int:
         """Grows with every change of membership, state or models: caches hang on it."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -113,6 +114,7 @@ class Filter(Protocol):
 
     def keep(self, request: Request, candidates: Candidates, mask: array[int]) -> int:
         """Write 0 into `mask` where a replica must not serve; how many were taken away."""
+        ...
 
 
 @runtime_checkable
@@ -128,3 +130,4 @@ class Picker(Protocol):
         self, candidates: Candidates, totals: array[float], limit: int, rand: int, order: array[int]
     ) -> int:
         """Fill `order` with at most `limit` distinct eligible slots; how many there are."""
+        ...
