@@ -69,3 +69,6 @@ cdef void cut_text(Answer *a, size_t size, bint full) noexcept nogil
 cdef void add_string(Answer *a, const uint8_t *data, size_t size) noexcept nogil
 cdef void end_string(Answer *a) noexcept nogil
 cdef void end_number(Answer *a) noexcept nogil
+
+# Tests only: the allocation after `count` more of this module fails once.
+cdef void fail_allocation_after(long count) noexcept nogil

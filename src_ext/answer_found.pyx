@@ -122,6 +122,5 @@ cdef void end_number(Answer *a) noexcept nogil:
         a.cache_made = value
 
 
-def _fail_allocation_after(long count):
-    """Tests only: the allocation after `count` more of this module fails once."""
+cdef void fail_allocation_after(long count) noexcept nogil:
     wl_alloc_fail_after(count)

@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcmp, memset
 
 from warmlane._core.answer_found cimport (
-    JSON, MODE_OVER, MODE_VALUE, NEITHER, STREAM, UNKNOWN, Answer,
+    JSON, MODE_OVER, MODE_VALUE, NEITHER, STREAM, UNKNOWN, Answer, fail_allocation_after,
 )
 from warmlane._core.answer_json cimport begin_document, end_data_line, feed_json
 
@@ -207,3 +207,8 @@ cdef class AnswerScan:
     def text(self):
         """Generated text of the first choice as UTF-8, at most text_bytes; no reasoning."""
         return PyBytes_FromStringAndSize(<char *>self.answer.text, self.answer.text_size)
+
+
+def _fail_allocation_after(long count):
+    """Tests only: the text's allocation after `count` more fails once."""
+    fail_allocation_after(count)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.core import bodies
 from tests.core import twin_sse as twin
-from warmlane._core import answer_found, sse
+from warmlane._core import sse
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "answers"
 FIELDS = (
@@ -251,7 +251,7 @@ def test_text_is_bounded_and_takes_back_only_what_does_not_count() -> None:
 def test_a_failed_allocation_ends_the_text_and_nothing_else() -> None:
     scan = sse.AnswerScan()
     scan.feed(event(choices=[{"text": "a" * 900}]))
-    answer_found._fail_allocation_after(0)
+    sse._fail_allocation_after(0)
     scan.feed(event(choices=[{"text": "b" * 900}]))
     scan.feed(event(choices=[{"text": "c", "finish_reason": "stop"}]))
     assert (scan.text, scan.finish_reason) == (b"a" * 900, "stop")
