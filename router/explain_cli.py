@@ -1,0 +1,150 @@
+"""`warmlane explain`: asks a running router why it would choose a replica for a request body.
+
+A client of POST /admin/v1/explain; it sends the body to the router's admin port and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from rich.console import Console
+from rich.table import Table
+
+from warmlane.router.errors import ConfigError
+
+_TIMEOUT_S = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `warmlane explain`."""
+    parser.add_argument("body", metavar="BODY.json", help="a client's request body; - reads stdin")
+    parser.add_argument(
+        "--admin", metavar="URL", default="http://127.0.0.1:8081", help="the router's admin address"
+    )
+    parser.add_argument(
+        "--path",
+        default=argparse.SUPPRESS,
+        help="path the client would use (told from the body: chat, completions, responses)",
+    )
+    parser.add_argument(
+        "--token-file", default=argparse.SUPPRESS, metavar="FILE", help="file with the admin token"
+    )
+    parser.add_argument("--json", action="store_true", help="print the answer as it came")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0: explained; 1: the router refused or does not answer; ConfigError: bad input."""
+    try:
+        body = sys.stdin.buffer.read() if args.body == "-" else Path(args.body).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{args.body}: {error.strerror}") from error
+    try:
+        json.loads(body)
+    except ValueError as error:
+        raise ConfigError(f"{args.body}: not JSON: {error}") from error
+    status, answer = _ask(args, body)
+    if status != 200:
+        sys.stderr.write(f"warmlane explain: {_message(status, answer)}\n")
+        return 1
+    if args.json:
+        sys.stdout.write(answer.decode("utf-8", "replace") + "\n")
+    else:
+        show(json.loads(answer), Console())
+    return 0
+
+
+def show(explanation: Mapping[str, Any], console: Console) -> None:
+    """The explanation as a short head and one row a replica, the choice first."""
+    e = explanation
+    console.print(
+        f"pool [b]{e['pool']}[/b]  model {e['model'] or '-'}"
+        + (f"  adapter {e['adapter']}" if e["adapter"] else "")
+        + f"  prompt {e['prompt_tokens']} tokens, {e['prompt_blocks']} {e['unit']} blocks"
+        f"  view {e['view']}  policy {e['policy'] or 'own scorers'}",
+        highlight=False,
+    )
+    for field in ("fallback", "error"):
+        if e[field]:
+            console.print(f"[red]{field}[/red]: {e[field]}", highlight=False)
+    table = Table()
+    names = [
+        line["scorer"] for line in next((r["scores"] for r in e["replicas"] if r["scores"]), ())
+    ]
+    for title in ("", "replica", "state", "hit", "in flight", "waiting", *names, "total"):
+        table.add_column(title, justify="left" if title in ("replica", "state") else "right")
+    for row in sorted(e["replicas"], key=_order):
+        scores = {line["scorer"]: line["score"] for line in row["scores"]}
+        table.add_row(
+            "" if row["order"] is None else str(row["order"] + 1),
+            row["replica"],
+            row["removed_by"] or row["state"].lower(),
+            str(row["hit_tokens"]),
+            str(row["requests"]),
+            f"{row['waiting']:g}",
+            *(_number(scores.get(name)) for name in names),
+            _number(row["total"]),
+        )
+    console.print(table)
+
+
+def _order(row: Mapping[str, Any]) -> tuple[bool, int, str]:
+    order = row["order"]
+    return order is None, order or 0, row["replica"]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _ask(args: argparse.Namespace, body: bytes) -> tuple[int, bytes]:
+    base = args.admin if "://" in args.admin else f"http://{args.admin}"
+    parts = urlsplit(base)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"--admin: {args.admin!r}: must be http(s)://host:port")
+    given = vars(args)
+    url = f"{parts.scheme}://{parts.netloc}/admin/v1/explain"
+    if "path" in given:
+        url += f"?path={quote(given['path'], safe='')}"
+    headers = {"Content-Type": "application/json"}
+    if "token_file" in given:
+        headers["Authorization"] = f"Bearer {_token(given['token_file'])}"
+    request = urllib.request.Request(url, body, headers)
+    # An environment's proxy must not see the prompt.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_TIMEOUT_S) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+    except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return 0, f"{base} does not answer: {reason}".encode()
+
+
+def _token(path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token-file: {path}: cannot be read: {error}") from error
+    if not text or not text.isascii() or not text.isprintable():
+        raise ConfigError(f"--token-file: {path}: no usable token in it")
+    return text
+
+
+def _message(status: int, answer: bytes) -> str:
+    text = answer.decode("utf-8", "replace").strip()
+    if status == 0:
+        return text
+    try:
+        return f"{json.loads(text)['error']['message']} (status {status})"
+    except (ValueError, KeyError, TypeError):
+        return f"status {status}: {text[:200]}"
