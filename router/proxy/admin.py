@@ -173,7 +173,7 @@ class Admin:
         data = await _body(request)
         pools = self.running.router.pools
         name = data.pop("pool", next(iter(pools)))
-        if name not in pools:
+        if not isinstance(name, str) or name not in pools:
             _refuse(404, f"no pool {name!r}", "not_found")
         (spec,) = replica_specs([data], where="replica")
         taken = [pool.name for pool in pools.values() if pool.by_name(spec.name) is not None]
@@ -221,12 +221,13 @@ class Admin:
     async def _explain(self, request: web.Request) -> web.Response:
         body = await request.read()
         path = request.query.get("path") or guess_path(body)
+        # Of the caller's own headers only those count that would steer a client's request too.
         headers = {
-            name.lower().encode(): value.encode("utf-8", "surrogateescape")
-            for name, value in request.headers.items()
-            if name.lower() not in ("authorization", "host")
+            name.encode(): value.encode("utf-8", "surrogateescape")
+            for name in ("x-session-id", "x-warmlane-subset")
+            if (value := request.headers.get(name)) is not None
         }
-        parsed, _ = parse("POST", path, headers, body, transfer_params="strip")
+        parsed, _ = parse("POST", path, headers, body, transfer_params="strip", trust_subset=True)
         explanation = self.running.router.explain(parsed, monotonic())
         return web.Response(body=msgspec.json.encode(explanation), content_type="application/json")
 
