@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(answer.decode("utf-8", "replace") + "\n")
     else:
-        show(json.loads(answer), Console())
+        # Nothing is cut when the output goes to a file or a pipe.
+        show(json.loads(answer), Console(width=None if sys.stdout.isatty() else 160))
     return 0
 
 
@@ -74,12 +76,15 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
     for field in ("fallback", "error"):
         if e[field]:
             console.print(f"[red]{field}[/red]: {e[field]}", highlight=False)
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     names = [
         line["scorer"] for line in next((r["scores"] for r in e["replicas"] if r["scores"]), ())
     ]
-    for title in ("", "replica", "state", "hit", "in flight", "waiting", *names, "total"):
-        table.add_column(title, justify="left" if title in ("replica", "state") else "right")
+    table.add_column("")
+    table.add_column("replica", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for title in ("hit tokens", "in flight", "waiting", *names, "total"):
+        table.add_column(title.replace("-", " "), justify="right", min_width=5)
     for row in sorted(e["replicas"], key=_order):
         scores = {line["scorer"]: line["score"] for line in row["scores"]}
         table.add_row(

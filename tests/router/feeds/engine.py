@@ -43,6 +43,8 @@ class Engine:
         self.key = ""
         self.delay_s = 0.0
         self.seen: dict[str, int] = {}
+        self.gate = asyncio.Event()  # a stream waits here after its first token
+        self.gate.set()
         self.port = 0
         self._runner: web.AppRunner | None = None
 
@@ -71,7 +73,7 @@ class Engine:
             await self._runner.cleanup()
             self._runner = None
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = request.path
         self.seen[path] = self.seen.get(path, 0) + 1
         if self.delay_s:
@@ -87,9 +89,21 @@ class Engine:
             if isinstance(self.models, bytes):
                 return web.Response(body=self.models, status=self.models_status)
             return web.json_response(self.models, status=self.models_status)
+        if path == "/v1/completions":
+            return await self._stream(request)
         if path == self.metrics_path:
             return web.Response(body=self.metrics, status=self.metrics_status)
         return web.Response(status=404)
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for number in range(3):
+            await response.write(b'data: {"choices": [{"index": 0, "text": "t%d"}]}\n\n' % number)
+            await self.gate.wait()
+        await response.write(b'data: {"choices": [{"text": "", "finish_reason": "stop"}]}\n\n')
+        await response.write(b"data: [DONE]\n\n")
+        return response
 
 
 async def until(condition: Any, timeout_s: float = 10.0) -> None:
