@@ -77,16 +77,14 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
         if e[field]:
             console.print(f"[red]{field}[/red]: {e[field]}", highlight=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    names = [
-        line["scorer"] for line in next((r["scores"] for r in e["replicas"] if r["scores"]), ())
-    ]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     table.add_column("replica", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for title in ("hit tokens", "in flight", "waiting", *names, "total"):
-        table.add_column(title.replace("-", " "), justify="right", min_width=5)
+    for title in ("hit", "in flight", "waiting", "total"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("scores")
     for row in sorted(e["replicas"], key=_order):
-        scores = {line["scorer"]: line["score"] for line in row["scores"]}
         table.add_row(
             "" if row["order"] is None else str(row["order"] + 1),
             row["replica"],
@@ -94,8 +92,11 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
             str(row["hit_tokens"]),
             str(row["requests"]),
             f"{row['waiting']:g}",
-            *(_number(scores.get(name)) for name in names),
             _number(row["total"]),
+            ", ".join(
+                f"{line['scorer']} {_number(line['score'])} x {line['weight']:g}"
+                for line in row["scores"]
+            ),
         )
     console.print(table)
 
