@@ -67,16 +67,16 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
     """The explanation as a short head and one row a replica, the choice first."""
     e = explanation
     console.print(
-        f"pool [b]{e['pool']}[/b]  model {e['model'] or '-'}"
+        f"pool {e['pool']}  model {e['model'] or '-'}"
         + (f"  adapter {e['adapter']}" if e["adapter"] else "")
         + f"  prompt {e['prompt_tokens']} tokens, {e['prompt_blocks']} {e['unit']} blocks"
         f"  view {e['view']}  policy {e['policy'] or 'own scorers'}",
         highlight=False,
+        markup=False,  # names are the client's and the operator's
     )
     for field in ("fallback", "error"):
         if e[field]:
-            console.print(f"[red]{field}[/red]: {e[field]}", highlight=False)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+            console.print(f"{field}: {e[field]}", style="red", highlight=False, markup=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     table.add_column("replica", no_wrap=True)
