@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from warmlane.router.proxy.server import Proxy, start_proxy
 
 log = logging.getLogger("warmlane")
 
+_MAX_FILES = 262_144  # two sockets a request at many times limits.connections
 _POLICIES = "default, round-robin, least-requests, random, or the name of one scorer"
 
 
@@ -155,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal. 0: stopped by a signal; 1: cannot listen; ConfigError: bad input."""
     config = config_from(args)
     set_up_logging(args.log_level)
+    _raise_file_limit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(config, args))
@@ -190,6 +193,15 @@ def config_from(args: argparse.Namespace) -> Config:
     if not path and not config.pools[0].replicas:
         raise ConfigError("no replica to route to: give --replica URL or --config FILE")
     return config
+
+
+def _raise_file_limit() -> None:
+    """As many open sockets as the system allows without asking: the usual 1,024 are soon used."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        log.debug("event=file_limit before=%d now=%d", soft, wanted)
 
 
 async def _serve(config: Config, args: argparse.Namespace) -> None:

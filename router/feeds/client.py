@@ -30,7 +30,9 @@ def open_session(keepalive_s: float) -> aiohttp.ClientSession:
     keepalive_s must be below the engines' idle time-out (vLLM: 5 s). Compression is refused: it
     would cost the engine a millisecond of the interpreter that also schedules its steps.
     """
-    connector = aiohttp.TCPConnector(limit=256, keepalive_timeout=keepalive_s)
+    # No limit on connections: waiting for a free one would count against a healthy replica's
+    # time-out while dead ones hold theirs. A probe and a scrape per replica are the bound.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_s)
     return aiohttp.ClientSession(
         connector=connector,
         headers={"User-Agent": "warmlane", "Accept-Encoding": "identity"},
@@ -46,14 +48,12 @@ async def fetch(
     headers: dict[str, str],
     timeout_s: float,
     max_bytes: int,
-    method: str = "GET",
-    body: bytes | None = None,
 ) -> tuple[int, bytes]:
-    """(status, body) of one call. EngineError: no answer in time, or one over max_bytes."""
+    """(status, body) of one GET. EngineError: no answer in time, or one over max_bytes."""
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     try:
-        async with session.request(
-            method, url, headers=headers, timeout=timeout, allow_redirects=False, data=body
+        async with session.get(
+            url, headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
             parts = bytearray()
             async for chunk in response.content.iter_chunked(_CHUNK):
