@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from warmlane.router.config import Admin as AdminConfig
 from warmlane.router.config import Config, Limits, PoolConfig, Probe, Scrape
 from warmlane.router.errors import ConfigError
 from warmlane.router.proxy.admin import Admin, guess_path, is_loopback, start_admin
+from warmlane.router.proxy.admin import __doc__ as admin_docs
 from warmlane.router.types import ReplicaSpec
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "secret words " * 100}]}
@@ -319,3 +321,17 @@ def test_the_path_is_told_from_the_body() -> None:
     assert guess_path(b'{"messages": []}') == "/v1/chat/completions"
     assert guess_path(b'{"prompt": ""}') == "/v1/completions"
     assert guess_path(b'{"input": ""}') == "/v1/responses"
+
+
+async def test_the_docs_name_every_route(bench: Bench) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "admin.md").read_text()
+    assert bench.admin._runner is not None
+    routes = {
+        f"{route.method} {route.resource.canonical}"
+        for route in bench.admin._runner.app.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    told = set(re.findall(r"^\| `([A-Z]+ /\S+)` \|", text, re.M))
+    assert told == routes
+    in_module = set(re.findall(r"^    ([A-Z]+) +(/\S+)", admin_docs or "", re.M))
+    assert {f"{method} {path}" for method, path in in_module} == routes
