@@ -215,8 +215,8 @@ class Engine:
             return None
         step: list[tuple[Sequence, int]] = []
         budget, preempted = self._schedule_running(step)
-        loading = 0
-        if not preempted:
+        loading = self.deferred = 0
+        if self.waiting and not preempted:
             loading = self._admit(step, budget, now)
         if not step:
             return None

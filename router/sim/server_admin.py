@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -45,6 +45,8 @@ class AdminApi:
         self._events = events
         self._asleep = False
         self._timers: set[asyncio.TimerHandle] = set()
+        self._slowdowns: list[float] = []
+        self._full_speed = driver.speed
         self._tasks: set[asyncio.Task[None]] = set()
 
     def routes(self) -> dict[tuple[str, str], Callable[[Exchange], None]]:
@@ -82,28 +84,42 @@ class AdminApi:
     def apply(self, fault: Fault) -> None:
         """Switch a fault on."""
         if fault.kind == "refuse":
-            task = asyncio.get_running_loop().create_task(self._http.stop_listening())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            self._later(fault.seconds, self._accept_again)
+            self._run(self._http.stop_listening())
+            self._http.close_idle()
+            self._later(fault.seconds, lambda: self._run(self._http.resume_listening()))
         elif fault.kind == "slow":
-            speed = self._driver.speed
-            self._driver.set_speed(speed / fault.factor)
-            self._later(fault.seconds, lambda: self._driver.set_speed(speed))
+            self._slowdowns.append(fault.factor)
+            self._set_speed()
+            self._later(fault.seconds, lambda: self._recover(fault.factor))
         else:
             self._faults.add(fault)
 
     def close(self) -> None:
+        """Pending recoveries do not come any more."""
         for timer in self._timers:
             timer.cancel()
+        for task in self._tasks:
+            task.cancel()
 
-    def _accept_again(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._http.resume_listening())
+    def _recover(self, factor: float) -> None:
+        self._slowdowns.remove(factor)
+        self._set_speed()
+
+    def _set_speed(self) -> None:
+        self._driver.set_speed(self._full_speed / max(self._slowdowns, default=1.0))
+
+    def _run(self, job: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
-        self._timers.add(asyncio.get_running_loop().call_later(seconds, call))
+        def fire() -> None:
+            self._timers.discard(timer)
+            call()
+
+        timer = asyncio.get_running_loop().call_later(seconds, fire)
+        self._timers.add(timer)
 
     def _guard(
         self, handle: Callable[[Exchange, dict[str, Any]], None]
@@ -164,7 +180,8 @@ class AdminApi:
 
     def _sleep(self, exchange: Exchange) -> None:
         query = parse_qs(exchange.query)
-        level = int(query.get("level", ["1"])[0])
+        given = query.get("level", ["1"])[0]
+        level = int(given) if given.isdigit() else 1
         mode = query.get("mode", ["abort"])[0]
 
         def done() -> None:

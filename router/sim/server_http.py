@@ -21,6 +21,7 @@ from typing import Any, cast
 import httptools
 
 MAX_BODY_BYTES = 64 << 20
+MAX_PIPELINED = 64
 KEEP_ALIVE_S = 5.0  # VLLM_HTTP_TIMEOUT_KEEP_ALIVE
 
 Handler = Callable[["Exchange"], None]
@@ -202,6 +203,9 @@ class Connection(asyncio.Protocol):
         exchange.headers = self._headers
         exchange.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self.keep_alive = self._parser.should_keep_alive()
+        if len(self._queue) >= MAX_PIPELINED:
+            self._refuse(400)
+            return
         self._queue.append(exchange)
         if self._current is None:
             self._next()
@@ -246,6 +250,9 @@ class Connection(asyncio.Protocol):
         self._server.handler(self._current)
 
     def _refuse(self, status: int) -> None:
+        if self._current is not None:  # an answer is under way: nothing sensible can be added
+            self.reset()
+            return
         self.keep_alive = False
         exchange = self._current = Exchange(self, "GET", b"/")
         exchange.respond(status, b'{"detail":"%d"}' % status)
@@ -278,6 +285,13 @@ class HttpServer:
         if server is not None:
             server.close()
 
+    def close_idle(self, older_than_s: float = 0.0) -> None:
+        """Close connections that wait for a request since `older_than_s`."""
+        now = time.monotonic()
+        for connection in list(self.connections):
+            if connection.idle and now - connection.idle_since >= older_than_s:
+                connection.close()
+
     async def resume_listening(self) -> None:
         """Accept connections again on the same port."""
         if self._server is None:
@@ -299,8 +313,5 @@ class HttpServer:
     def _sweep(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
-        now = time.monotonic()
-        for connection in list(self.connections):
-            if connection.idle and now - connection.idle_since > KEEP_ALIVE_S:
-                connection.close()
+        self.close_idle(KEEP_ALIVE_S)
         self._sweeper = asyncio.get_running_loop().call_later(1.0, self._sweep)
