@@ -122,9 +122,12 @@ class Lane:
         return decision
 
     def sent(self, ticket: int, slot: int, now: float) -> None:
-        """The request's bytes went to `slot`: from now on its prefix is expected there."""
+        """The request's bytes went to `slot`: from now on its prefix is expected there.
+
+        A slot whose replica was removed meanwhile and swept is empty: such news is ignored.
+        """
         opened = self._open.get(ticket & _TICKET_MASK)
-        if opened is None:
+        if opened is None or self.pool.replicas[slot] is None:
             return
         if opened.slot != slot:
             self._move(opened, ticket & _TICKET_MASK, slot)
@@ -137,7 +140,7 @@ class Lane:
     def moved(self, ticket: int, slot: int, now: float) -> None:
         """The request goes to another replica instead: its reserved work moves there."""
         opened = self._open.get(ticket & _TICKET_MASK)
-        if opened is not None and opened.slot != slot:
+        if opened is not None and opened.slot != slot and self.pool.replicas[slot] is not None:
             self._move(opened, ticket & _TICKET_MASK, slot)
 
     def first_token(self, ticket: int, now: float) -> float:

@@ -158,16 +158,7 @@ class CacheView:
         return index
 
     def _capacity_blocks(self, replica: Replica, unit: str) -> int:
-        tokens = self.capacity_tokens(replica)
-        if tokens is None:
-            tokens = self._config.capacity_tokens
-            if replica.load is not None:  # it was asked and did not tell
-                log.warning(
-                    "capacity pool=%s replica=%s unknown=true assumed_tokens=%d",
-                    self.pool.name,
-                    replica.name,
-                    tokens,
-                )
+        tokens = self.capacity_tokens(replica) or self._config.capacity_tokens
         return max(1, round(tokens / self.block_tokens(unit)))
 
     def _resize(self, replica: Replica) -> None:
@@ -193,6 +184,13 @@ class CacheView:
             self.trust.reset(replica.slot)
             for index in self._indexes.values():
                 index.clear(replica.slot)
+        if previous is None and self.capacity_tokens(replica) is None:
+            log.warning(
+                "capacity pool=%s replica=%s unknown=true assumed_tokens=%d",
+                self.pool.name,
+                replica.name,
+                self._config.capacity_tokens,
+            )
         told = (load.num_blocks, load.block_size)
         if previous is None or told != (previous.num_blocks, previous.block_size):
             self._resize(replica)

@@ -147,7 +147,7 @@ class Tickets(RuleBasedStateMachine):
         idle(self.router)
 
 
-Tickets.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+Tickets.TestCase.settings = settings(max_examples=100, stateful_step_count=80, deadline=None)
 TestTickets = Tickets.TestCase
 
 
@@ -206,6 +206,22 @@ def test_moved_carries_the_work_and_the_view_follows_sent() -> None:
     idle(router)
 
 
+def test_a_retry_on_a_choice_that_was_removed_and_swept_moves_nothing() -> None:
+    router = router_of(3)
+    pool = router.pools["default"]
+    decision = router.decide(chat(words(500)), 0.0, 1)
+    first, second = decision.choices[:2]
+    pool.remove(f"r{second}", 0.0)
+    router.maintain(1.0)
+    assert pool.replicas[second] is None
+    router.moved(decision.ticket, second, 1.0)
+    router.sent(decision.ticket, second, 1.0)
+    assert pool.ledger.requests[first] == 1 and pool.ledger.requests[second] == 0
+    told = Outcome(prompt_tokens=500, cached_tokens=0, output_tokens=5)
+    assert router.close(decision.ticket, told, 2.0)
+    idle(router)
+
+
 def test_first_token_releases_prefill_once() -> None:
     router = router_of(1)
     decision = router.decide(chat(words(1000)), 10.0, 1)
@@ -258,6 +274,30 @@ def test_capacity_follows_the_engines_metrics() -> None:
     old = router.decide(chat(words(1000, 0)), 1.0, 1)
     new = router.decide(chat(words(1000, 7)), 1.0, 1)
     assert max(old.hit_tokens) == 0 and max(new.hit_tokens) > 900
+
+
+def test_an_engine_that_tells_no_capacity_is_warned_about_once(caplog: Any) -> None:
+    for pool, warnings in (({}, 1), ({"capacity_tokens": 5000}, 0)):
+        caplog.clear()
+        router = router_of(1, **pool)
+        for taken_at in (0.0, 1.0):
+            router.pools["default"].update_load(0, LoadSnapshot(taken_at=taken_at))
+        assert len(caplog.records) == warnings
+        replica = router.pools["default"].by_name("r0")
+        assert replica is not None
+        assert router.lanes["default"].view.capacity_tokens(replica) == pool.get("capacity_tokens")
+
+
+def test_without_a_view_load_decides_and_nothing_is_recorded() -> None:
+    router = Router(from_data({"index": {"view": "none"}, "pools": [{"replicas": ["a:1", "b:1"]}]}))
+    request = chat(words(1000))
+    decision = router.decide(request, 0.0, 1)
+    router.sent(decision.ticket, decision.choices[0], 0.0)
+    other = router.decide(request, 0.0, 1)
+    assert (decision.view, other.view, other.hit_tokens) == ("none", "none", (0, 0))
+    assert other.choices[0] != decision.choices[0]
+    assert router.lanes["default"].view.blocks == 0
+    assert router.explain(request, 0.0).view == "none"
 
 
 def test_a_restarted_engine_holds_nothing() -> None:
