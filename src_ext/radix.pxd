@@ -14,7 +14,7 @@ cdef extern from "alloc.h" nogil:
     long wl_alloc_countdown
 
 cdef extern from "radix_check.h" nogil:
-    int RX_FAIL, RX_DROPPED, RX_LANES_OUT
+    int RX_FAIL, RX_DROPPED
     uint32_t RX_FREE, RX_ROOT, RX_ORPHAN, RX_UNITS_PER_US, RX_MAX_REPLICAS
     uint64_t RX_MIN_BYTES
     uint16_t RX_NOBODY
@@ -59,7 +59,7 @@ cdef extern from "radix_check.h" nogil:
 
     RxTree *rx_open(uint64_t cap, uint32_t max_replicas, uint64_t seed)
     void rx_close(RxTree *t)
-    # Copies stored: newly present blocks, or RX_FAIL, RX_DROPPED, RX_LANES_OUT.
+    # Copies stored: newly present blocks, or RX_FAIL, RX_DROPPED.
     int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *keys, size_t n,
                       uint64_t parent, uint32_t tier, int once)
     # Copies removed: how many were known, or RX_FAIL.

@@ -84,8 +84,6 @@ cdef class RadixTree:
             return fresh
         if fresh == RX_DROPPED:
             raise RuntimeError(f"replica {replica} was dropped and is not swept yet")
-        if fresh == RX_LANES_OUT:
-            raise RuntimeError("all lanes wait for their sweep: maintain() is not being called")
         raise MemoryError("no memory for the prefix tree")
 
     def insert(self, Py_ssize_t replica, const uint64_t[::1] keys, *, uint64_t parent=0,

@@ -7,7 +7,6 @@
 #include "radix_work.h"
 
 #define RX_DROPPED (-2)     /* the replica is dropped and not yet swept */
-#define RX_LANES_OUT (-3)   /* every lane waits for its sweep: maintain is not being called */
 #define RX_EVICT_BATCH 64u
 #define RX_EVICT_ROUNDS 64u
 #define RX_EVICT_CHILDREN 64u
@@ -49,7 +48,7 @@ static inline RxTree *rx_open(uint64_t cap, uint32_t max_replicas, uint64_t seed
     m->cap = cap;
     m->reserve = cap / 16;
     t->max_replicas = max_replicas;
-    t->lanes = 2 * max_replicas;
+    t->lanes = 2 * max_replicas < 256u ? 256u : 2 * max_replicas;
     t->compact_lane = RX_NOBODY;
     t->lane = (RxLane **)rx_alloc(m, t->lanes * sizeof *t->lane);
     t->outside = (uint16_t *)rx_alloc(m, t->lanes * sizeof *t->outside);
@@ -70,13 +69,6 @@ static inline RxTree *rx_open(uint64_t cap, uint32_t max_replicas, uint64_t seed
     memset(t->inside, 0xff, max_replicas * sizeof *t->inside);
     memset(t->seen_v, RX_HIDDEN, t->lanes);
     return t;
-}
-
-/* The replica lost `blocks` blocks to the cap. */
-static inline void rx_note_capped(RxTree *t, uint32_t replica, uint64_t blocks) {
-    t->capped += blocks;
-    t->brief_count += !t->brief[replica];
-    t->brief[replica] = 1;
 }
 
 /* The first child that the lane holds; 0: none among the first RX_EVICT_CHILDREN, and then *more
@@ -217,8 +209,11 @@ static inline void rx_prefetch_start(const RxTree *t, const uint64_t *keys, size
 /* Begin a chain: the replica's lane and the node of the parent. */
 static inline int rx_chain_begin(RxTree *t, RxChain *c, uint32_t replica, uint64_t parent) {
     if (t->dropped[replica]) return RX_DROPPED;
+    if (t->inside[replica] == RX_NOBODY && t->dead_count >= t->lanes - t->max_replicas &&
+        rx_sweep_lane(t))
+        return RX_FAIL;
     c->lane = rx_lane_open(t, replica);
-    if (c->lane == RX_NOBODY) return t->dead_count == t->lanes ? RX_LANES_OUT : RX_FAIL;
+    if (c->lane == RX_NOBODY) return RX_FAIL;
     t->lane[c->lane]->tiers |= (uint8_t)(1u << c->tier);
     c->above = parent ? rx_node_for(t, parent, RX_ORPHAN) : RX_ROOT;
     if (c->above == RX_NONE) return RX_FAIL;
@@ -236,7 +231,7 @@ static inline int rx_chain_room(RxTree *t, RxChain *c, uint32_t *rounds) {
 
 /* Blocks of a chain, the first below `parent` (0: a first block), for the replica in the tier. One
  * more reference each, or with `once` presence only. Returns how many are newly present; RX_FAIL
- * (blocks before the failure stay), RX_DROPPED, RX_LANES_OUT. No key is 0. */
+ * (blocks before the failure stay), RX_DROPPED. No key is 0. */
 static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *keys, size_t n,
                                 uint64_t parent, uint32_t tier, int once) {
     RxChain c = {0, tier, (uint32_t)once, RX_ROOT, 0};
@@ -340,6 +335,13 @@ static inline void rx_clear(RxTree *t, uint32_t replica, uint32_t tier) {
         t->brief[replica] = 0;
         t->brief_count--;
     }
+}
+
+/* rx_work, and room for it where the cap refuses it some. */
+static inline int rx_maintain(RxTree *t, uint32_t budget) {
+    int status = rx_work(t, budget);
+    if (status != RX_FAIL || !t->mem.refused) return status;
+    return rx_evict(t) ? 1 : RX_FAIL;
 }
 
 static inline void rx_drop(RxTree *t, uint32_t replica) {

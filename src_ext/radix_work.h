@@ -113,12 +113,13 @@ static inline int rx_compact_step(RxTree *t) {
     return 1;
 }
 
-/* A lane of the replica to fill: its live one, or a new one. RX_NOBODY: no memory, or all lanes
- * are waiting for their sweep. */
+/* A lane of the replica to fill: its live one, or a new one. RX_NOBODY: no memory, or no lane is
+ * unused (t->mem.refused tells them apart as for an allocation: 0). */
 static inline uint32_t rx_lane_open(RxTree *t, uint32_t replica) {
     uint32_t lane = t->inside[replica];
     RxLane *me;
     if (lane != RX_NOBODY) return lane;
+    t->mem.refused = 0;
     for (lane = 0; lane < t->lanes_used && t->lane[lane]->state != RX_UNUSED; lane++) {}
     if (lane == t->lanes) return RX_NOBODY;
     if (lane == t->lanes_used) {
@@ -159,6 +160,13 @@ static inline void rx_lane_kill(RxTree *t, uint32_t lane, uint32_t keep) {
     t->dead[t->dead_count++] = (uint16_t)lane;
 }
 
+/* The replica lost `blocks` blocks to the cap, or to the end of the lanes. */
+static inline void rx_note_capped(RxTree *t, uint32_t replica, uint64_t blocks) {
+    t->capped += blocks;
+    t->brief_count += !t->brief[replica];
+    t->brief[replica] = 1;
+}
+
 /* Move what the dead lane keeps at the node to the replica's new lane, both or neither. */
 static inline int rx_sweep_move(RxTree *t, uint32_t node, uint32_t lane, uint32_t state,
                                 const RxCounts *kept) {
@@ -166,7 +174,13 @@ static inline int rx_sweep_move(RxTree *t, uint32_t node, uint32_t lane, uint32_
     uint32_t heir = rx_lane_open(t, t->lane[lane]->replica), old, v, p, i, mid, to, set;
     RxCounts sum;
     int status = RX_FAIL;
-    if (heir == RX_NOBODY) return RX_FAIL;
+    if (heir == RX_NOBODY) {
+        if (t->dead_count < t->lanes - t->max_replicas) return RX_FAIL;
+        /* Every lane is taken: nobody calls maintain. This lane keeps nothing. */
+        rx_note_capped(t, t->lane[lane]->replica, t->lane[lane]->blocks);
+        t->lane[lane]->keep = 0;
+        return rx_change(t, node, lane, state, &none, 0, 0);
+    }
     old = rx_state(t, node, heir);
     sum = rx_counts(t, node, heir, old);
     for (i = 0; i < 3; i++) {
@@ -221,6 +235,17 @@ static inline int rx_sweep_step(RxTree *t, uint32_t units_left, uint32_t *units)
     return 0;
 }
 
+/* Sweep the oldest dead lane to its end, since no lane is unused. This is the one piece of work
+ * that is not sliced; it takes hundreds of clears without a maintain to come here. */
+static inline int rx_sweep_lane(RxTree *t) {
+    uint32_t before = t->dead_count, units = 0;
+    int status = 0;
+    t->mem.taking++;
+    while (!status && t->dead_count == before && before) status = rx_sweep_step(t, 1, &units);
+    t->mem.taking--;
+    return status;
+}
+
 static inline int rx_reap_step(RxTree *t, uint32_t *units) {
     RxWalks *w = &t->walks[RX_REAP];
     uint32_t node = w->todo[w->first].node;
@@ -256,7 +281,7 @@ static inline int rx_busy(const RxTree *t) {
 }
 
 /* All kinds of work, up to `budget` units. 1: work remains, 0: none, RX_FAIL: no memory. */
-static inline int rx_maintain(RxTree *t, uint32_t budget) {
+static inline int rx_work(RxTree *t, uint32_t budget) {
     int64_t done = rx_settle(t, budget);
     uint32_t units;
     int failed = 0;
