@@ -16,7 +16,7 @@ static inline const char *rx_check_links(RxTree *t) {
             continue;
         }
         live++;
-        if (rx_keys_find(&t->keys, &t->nodes, hot->key) != id) return "a node is not in the index";
+        if (rx_find(t, hot->key) != id) return "a node is not in the index";
         if (rx_is_real(hot->parent)) {
             if (hot->parent >= t->nodes.used || rx_hot(&t->nodes, hot->parent)->parent == RX_FREE)
                 return "a node's parent is free";

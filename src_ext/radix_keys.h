@@ -101,15 +101,13 @@ static inline void rx_keys_free(RxKeys *k) {
     k->part = NULL;
 }
 
-static inline void rx_keys_prefetch(const RxKeys *k, uint64_t key) {
-    uint64_t hash = rx_hash64(k, key);
+static inline void rx_keys_prefetch(const RxKeys *k, uint64_t hash) {
     RxPart *p = rx_part(k, hash);
-    if (p->buckets) __builtin_prefetch(&p->bucket[rx_home(p, rx_tag(hash))]);
+    if (p->buckets) rx_prefetch(&p->bucket[rx_home(p, rx_tag(hash))]);
 }
 
 /* The first node that may have the key (by tag, unchecked), RX_NONE if none: to prefetch it. */
-static inline uint32_t rx_keys_candidate(const RxKeys *k, uint64_t key) {
-    uint64_t hash = rx_hash64(k, key);
+static inline uint32_t rx_keys_candidate(const RxKeys *k, uint64_t hash) {
     RxPart *p = rx_part(k, hash);
     uint32_t tag = rx_tag(hash), hits;
     if (!p->buckets) return RX_NONE;
@@ -118,8 +116,8 @@ static inline uint32_t rx_keys_candidate(const RxKeys *k, uint64_t key) {
 }
 
 /* Node of the key, RX_NONE if the tree does not have it. */
-static inline uint32_t rx_keys_find(const RxKeys *k, const RxNodes *n, uint64_t key) {
-    uint64_t hash = rx_hash64(k, key);
+static inline uint32_t rx_keys_find(const RxKeys *k, const RxNodes *n, uint64_t key,
+                                    uint64_t hash) {
     RxPart *p = rx_part(k, hash);
     uint32_t tag = rx_tag(hash), at, left = p->buckets;
     if (!left) return RX_NONE;
@@ -170,24 +168,22 @@ static inline int rx_part_grow(RxMem *m, RxPart *p) {
 }
 
 /* Make sure that the key can be put. Where memory is refused a partition may fill to 97 %. */
-static inline int rx_keys_reserve(RxKeys *k, uint64_t key) {
-    RxPart *p = rx_part(k, rx_hash64(k, key));
+static inline int rx_keys_reserve(RxKeys *k, uint64_t hash) {
+    RxPart *p = rx_part(k, hash);
     uint32_t slots = p->buckets * RX_SLOTS;
     if ((p->count + 1) * 100 <= slots * 88) return 0;
     if (!rx_part_grow(k->mem, p)) return 0;
     return (p->count + 1) * 100 <= slots * 97 ? 0 : -1;
 }
 
-static inline void rx_keys_put(RxKeys *k, uint64_t key, uint32_t id) {
-    uint64_t hash = rx_hash64(k, key);
+static inline void rx_keys_put(RxKeys *k, uint64_t hash, uint32_t id) {
     RxPart *p = rx_part(k, hash);
     rx_bucket_put(p, rx_tag(hash), id);
     p->count++;
 }
 
 /* Take the key's node out; it is there. */
-static inline void rx_keys_cut(RxKeys *k, uint64_t key, uint32_t id) {
-    uint64_t hash = rx_hash64(k, key);
+static inline void rx_keys_cut(RxKeys *k, uint64_t hash, uint32_t id) {
     RxPart *p = rx_part(k, hash);
     uint32_t tag = rx_tag(hash), at = rx_home(p, tag);
     for (;;) {
@@ -203,6 +199,57 @@ static inline void rx_keys_cut(RxKeys *k, uint64_t key, uint32_t id) {
         b->over--;
         if (++at == p->buckets) at = 0;
     }
+}
+
+/* A run of keys to look up one by one: hashes, buckets and nodes are fetched ahead, so that the
+ * look-up itself waits for nothing. Nodes may come and go between fetch and look-up. */
+#define RX_AHEAD_BUCKET 16u
+#define RX_AHEAD_NODE 8u
+
+typedef struct {
+    const RxKeys *index;
+    const RxNodes *nodes;
+    const uint64_t *keys;
+    size_t n;
+    uint64_t hash[RX_AHEAD_BUCKET];
+    uint32_t maybe[RX_AHEAD_BUCKET];
+} RxRun;
+
+static inline void rx_run_bucket(RxRun *r, size_t i) {
+    if (i >= r->n) return;
+    r->hash[i % RX_AHEAD_BUCKET] = rx_hash64(r->index, r->keys[i]);
+    rx_keys_prefetch(r->index, r->hash[i % RX_AHEAD_BUCKET]);
+}
+
+static inline void rx_run_node(RxRun *r, size_t i) {
+    uint32_t node;
+    if (i >= r->n) return;
+    node = rx_keys_candidate(r->index, r->hash[i % RX_AHEAD_BUCKET]);
+    r->maybe[i % RX_AHEAD_BUCKET] = node;
+    if (node == RX_NONE) return;
+    rx_prefetch(rx_hot(r->nodes, node));
+    rx_prefetch(rx_cold(r->nodes, node));
+}
+
+static inline void rx_run_begin(RxRun *r, const RxKeys *index, const RxNodes *nodes,
+                                const uint64_t *keys, size_t n) {
+    size_t i;
+    r->index = index;
+    r->nodes = nodes;
+    r->keys = keys;
+    r->n = n;
+    for (i = 0; i < RX_AHEAD_BUCKET; i++) rx_run_bucket(r, i);
+    for (i = 0; i < RX_AHEAD_NODE; i++) rx_run_node(r, i);
+}
+
+/* Look up key i (once each, in order) and give its hash. */
+static inline uint32_t rx_run_find(RxRun *r, size_t i, uint64_t *hash) {
+    uint32_t node = r->maybe[i % RX_AHEAD_BUCKET];
+    *hash = r->hash[i % RX_AHEAD_BUCKET];
+    rx_run_node(r, i + RX_AHEAD_NODE);
+    rx_run_bucket(r, i + RX_AHEAD_BUCKET);
+    if (node != RX_NONE && rx_hot(r->nodes, node)->key == r->keys[i]) return node;
+    return rx_keys_find(r->index, r->nodes, r->keys[i], *hash);
 }
 
 #endif

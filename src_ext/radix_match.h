@@ -81,7 +81,7 @@ static inline void rx_probe(const RxMatch *m, const RxSpot *from, uint32_t at, u
         guess = from->node + (at + i * step - from->at);
         spots[i].at = at + i * step;
         spots[i].node = from->node != RX_NONE && guess < t->nodes.used ? guess : RX_NONE;
-        if (spots[i].node != RX_NONE) __builtin_prefetch(rx_hot(&t->nodes, guess));
+        if (spots[i].node != RX_NONE) rx_prefetch(rx_hot(&t->nodes, guess));
     }
     for (i = 0; i < count; i++) {
         guess = spots[i].node;
@@ -89,17 +89,17 @@ static inline void rx_probe(const RxMatch *m, const RxSpot *from, uint32_t at, u
             spots[i].set = rx_set_of(&t->nodes, guess);
         } else {
             spots[i].set = RX_NONE; /* guessed wrong: look it up below */
-            rx_keys_prefetch(&t->keys, m->keys[spots[i].at]);
+            rx_keys_prefetch(&t->keys, rx_hash64(&t->keys, m->keys[spots[i].at]));
         }
     }
     for (i = 0; i < count; i++)
         if (spots[i].set == RX_NONE) {
-            guess = rx_keys_candidate(&t->keys, m->keys[spots[i].at]);
-            if (guess != RX_NONE) __builtin_prefetch(rx_hot(&t->nodes, guess));
+            guess = rx_keys_candidate(&t->keys, rx_hash64(&t->keys, m->keys[spots[i].at]));
+            if (guess != RX_NONE) rx_prefetch(rx_hot(&t->nodes, guess));
         }
     for (i = 0; i < count; i++)
         if (spots[i].set == RX_NONE) {
-            spots[i].node = rx_keys_find(&t->keys, &t->nodes, m->keys[spots[i].at]);
+            spots[i].node = rx_find(t, m->keys[spots[i].at]);
             spots[i].set = spots[i].node == RX_NONE ? 0 : rx_set_of(&t->nodes, spots[i].node);
         }
 }
@@ -164,7 +164,7 @@ static inline void rx_match_linear(RxMatch *m, RxSpot spot) {
     for (i = 0; i < first->count; i++) m->t->seen_v[x[i] >> 3] = (uint8_t)RX_VIS(x[i] & 7u);
     for (at = 1; at < m->n && alive; at++) {
         RxSpot next;
-        if (at + 8 < m->n) rx_keys_prefetch(&m->t->keys, m->keys[at + 8]);
+        if (at + 8 < m->n) rx_keys_prefetch(&m->t->keys, rx_hash64(&m->t->keys, m->keys[at + 8]));
         rx_probe(m, &spot, at, 1, 1, &next);
         if (next.set != last) alive = rx_linear_step(m, first, next.set, at);
         last = next.set;
@@ -184,7 +184,7 @@ static inline uint32_t rx_match(const RxTree *t, const uint64_t *keys, size_t n,
     uint32_t level;
     for (level = 0; level < levels; level++) memset(out[level], 0, room * sizeof(int32_t));
     if (n == 0) return 0;
-    spot.node = rx_keys_find(&t->keys, &t->nodes, keys[0]);
+    spot.node = rx_find(t, keys[0]);
     if (spot.node == RX_NONE || rx_hot(&t->nodes, spot.node)->parent != RX_ROOT) return 0;
     spot.set = rx_set_of(&t->nodes, spot.node);
     if (!rx_set(&t->sets, spot.set)->visible) return 0;

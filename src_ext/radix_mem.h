@@ -81,6 +81,13 @@ static inline uint64_t rx_segs_bytes(const RxSegs *s, size_t seg_bytes) {
     return (uint64_t)s->count * seg_bytes + (uint64_t)s->room * sizeof(char *);
 }
 
+/* gcc takes a function that only prefetches for one without effect and drops its calls: the empty
+ * asm is an effect. */
+static inline void rx_prefetch(const void *at) {
+    __builtin_prefetch(at);
+    __asm__ volatile("" ::: );
+}
+
 static inline uint32_t rx_mix32(uint32_t x) {
     /* Finaliser with full avalanche (constants: C. Wellons, hash-prospector, lowbias32). */
     x ^= x >> 16;

@@ -104,6 +104,11 @@ static inline uint32_t rx_vis_from(const RxTree *t, uint32_t parent, uint32_t la
     return rx_vis(rx_state(t, parent, lane));
 }
 
+/* Node of the key, RX_NONE if the tree does not have it. */
+static inline uint32_t rx_find(const RxTree *t, uint64_t key) {
+    return rx_keys_find(&t->keys, &t->nodes, key, rx_hash64(&t->keys, key));
+}
+
 static inline int rx_walks_reserve(RxMem *m, RxWalks *w) {
     RxTodo *grown;
     uint32_t i, room;
@@ -191,7 +196,7 @@ static inline uint32_t rx_prune(RxTree *t, uint32_t node, uint32_t limit) {
         }
         rx_walk_leave(t, &t->walks[RX_HIDE], node);
         rx_walk_leave(t, &t->walks[RX_SHOW], node);
-        rx_keys_cut(&t->keys, hot->key, node);
+        rx_keys_cut(&t->keys, rx_hash64(&t->keys, hot->key), node);
         rx_node_drop(&t->nodes, node);
         freed++;
         node = parent;

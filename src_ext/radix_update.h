@@ -10,8 +10,6 @@
 #define RX_EVICT_BATCH 64u
 #define RX_EVICT_ROUNDS 64u
 #define RX_EVICT_CHILDREN 64u
-#define RX_AHEAD_BUCKET 16u /* keys ahead to fetch the bucket, the node */
-#define RX_AHEAD_NODE 8u
 #define RX_MIN_BYTES (4ull << 20) /* least cap: the fixed part and some segments fit */
 
 static inline void rx_close(RxTree *t) {
@@ -142,13 +140,12 @@ static inline int rx_attach(RxTree *t, uint32_t node, uint32_t parent) {
     return 1;
 }
 
-/* The node of the key below `parent`, made if need be; RX_NONE: no memory. */
-static inline uint32_t rx_node_for(RxTree *t, uint64_t key, uint32_t parent) {
-    uint32_t node = rx_keys_find(&t->keys, &t->nodes, key);
-    if (node != RX_NONE) return node;
-    if (rx_nodes_reserve(&t->nodes) || rx_keys_reserve(&t->keys, key)) return RX_NONE;
+/* A new node for the key; RX_NONE: no memory. */
+static inline uint32_t rx_node_new(RxTree *t, uint64_t key, uint64_t hash, uint32_t parent) {
+    uint32_t node;
+    if (rx_nodes_reserve(&t->nodes) || rx_keys_reserve(&t->keys, hash)) return RX_NONE;
     node = rx_node_take(&t->nodes, key, parent);
-    rx_keys_put(&t->keys, key, node);
+    rx_keys_put(&t->keys, hash, node);
     return node;
 }
 
@@ -158,13 +155,17 @@ typedef struct {
     uint32_t v;     /* how visible `above` is */
 } RxChain;
 
-/* One block of a chain. 1: newly present, 0: not, RX_FAIL: no memory, nothing changed. */
-static inline int rx_insert_one(RxTree *t, RxChain *c, uint64_t key) {
-    uint32_t node, parent, state, v = c->v, p;
+/* One block of a chain; `node` RX_NONE if the tree does not have it. 1: newly present, 0: not,
+ * RX_FAIL: no memory, nothing changed. */
+static inline int rx_insert_one(RxTree *t, RxChain *c, uint32_t node, uint64_t key,
+                                uint64_t hash) {
+    uint32_t parent, state, v = c->v, p;
     RxCounts counts;
     if (rx_walks_reserve(&t->mem, &t->walks[RX_REAP])) return RX_FAIL;
-    node = rx_node_for(t, key, c->above);
-    if (node == RX_NONE) return RX_FAIL;
+    if (node == RX_NONE) {
+        node = rx_node_new(t, key, hash, c->above);
+        if (node == RX_NONE) return RX_FAIL;
+    }
     parent = rx_hot(&t->nodes, node)->parent;
     if (parent != c->above) {
         if (parent != RX_ORPHAN || !rx_attach(t, node, c->above)) {
@@ -190,22 +191,6 @@ static inline int rx_insert_one(RxTree *t, RxChain *c, uint64_t key) {
     return state == RX_ABSENT;
 }
 
-static inline void rx_prefetch_insert(const RxTree *t, const uint64_t *keys, size_t i, size_t n) {
-    if (i + RX_AHEAD_BUCKET < n) rx_keys_prefetch(&t->keys, keys[i + RX_AHEAD_BUCKET]);
-    if (i + RX_AHEAD_NODE < n) {
-        uint32_t node = rx_keys_candidate(&t->keys, keys[i + RX_AHEAD_NODE]);
-        if (node != RX_NONE) {
-            __builtin_prefetch(rx_hot(&t->nodes, node));
-            __builtin_prefetch(rx_cold(&t->nodes, node));
-        }
-    }
-}
-
-static inline void rx_prefetch_start(const RxTree *t, const uint64_t *keys, size_t n) {
-    size_t i;
-    for (i = 0; i < n && i < RX_AHEAD_BUCKET; i++) rx_keys_prefetch(&t->keys, keys[i]);
-}
-
 /* Begin a chain: the replica's lane and the node of the parent. */
 static inline int rx_chain_begin(RxTree *t, RxChain *c, uint32_t replica, uint64_t parent) {
     if (t->dropped[replica]) return RX_DROPPED;
@@ -215,7 +200,9 @@ static inline int rx_chain_begin(RxTree *t, RxChain *c, uint32_t replica, uint64
     c->lane = rx_lane_open(t, replica);
     if (c->lane == RX_NOBODY) return RX_FAIL;
     t->lane[c->lane]->tiers |= (uint8_t)(1u << c->tier);
-    c->above = parent ? rx_node_for(t, parent, RX_ORPHAN) : RX_ROOT;
+    c->above = parent ? rx_find(t, parent) : RX_ROOT;
+    if (c->above == RX_NONE)
+        c->above = rx_node_new(t, parent, rx_hash64(&t->keys, parent), RX_ORPHAN);
     if (c->above == RX_NONE) return RX_FAIL;
     c->v = rx_vis_from(t, c->above, c->lane);
     return 0;
@@ -235,8 +222,10 @@ static inline int rx_chain_room(RxTree *t, RxChain *c, uint32_t *rounds) {
 static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *keys, size_t n,
                                 uint64_t parent, uint32_t tier, int once) {
     RxChain c = {0, tier, (uint32_t)once, RX_ROOT, 0};
+    RxRun run;
     int64_t fresh = 0;
-    uint32_t rounds = 0;
+    uint32_t rounds = 0, node;
+    uint64_t hash;
     size_t i = 0;
     int status;
     if (n == 0) return 0;
@@ -247,20 +236,19 @@ static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *key
         return 0;
     }
     if (status) return status;
-    rx_prefetch_start(t, keys, n);
-    while (i < n) {
-        rx_prefetch_insert(t, keys, i, n);
-        status = rx_insert_one(t, &c, keys[i]);
-        if (status >= 0) {
-            fresh += status;
-            i++;
-        } else if (!t->mem.refused) {
-            break;
-        } else if (rx_chain_room(t, &c, &rounds)) {
-            rx_note_capped(t, replica, n - i);
-            status = 0;
-            break;
+    rx_run_begin(&run, &t->keys, &t->nodes, keys, n);
+    for (; i < n && status >= 0; i++) {
+        node = rx_run_find(&run, i, &hash);
+        status = rx_insert_one(t, &c, node, keys[i], hash);
+        while (status == RX_FAIL && t->mem.refused) {
+            if (rx_chain_room(t, &c, &rounds)) break;
+            status = rx_insert_one(t, &c, rx_find(t, keys[i]), keys[i], hash);
         }
+        fresh += status > 0;
+    }
+    if (status == RX_FAIL && t->mem.refused) {
+        rx_note_capped(t, replica, n - i + 1);
+        status = 0;
     }
     if (rx_is_real(c.above) && !rx_walks_reserve(&t->mem, &t->walks[RX_REAP]))
         rx_prune(t, c.above, 1);
@@ -284,8 +272,8 @@ static inline int rx_take(RxTree *t, uint32_t node, uint32_t lane, uint32_t tier
     return 1;
 }
 
-static inline int rx_remove_one(RxTree *t, uint32_t replica, uint64_t key, uint32_t tier) {
-    uint32_t node = rx_keys_find(&t->keys, &t->nodes, key), lane = t->inside[replica], i;
+static inline int rx_remove_one(RxTree *t, uint32_t replica, uint32_t node, uint32_t tier) {
+    uint32_t lane = t->inside[replica], i;
     int got = 0;
     if (node == RX_NONE) return 0;
     if (lane != RX_NOBODY) got = rx_take(t, node, lane, tier);
@@ -308,14 +296,15 @@ static inline int rx_remove_one(RxTree *t, uint32_t replica, uint64_t key, uint3
 /* One copy less of each block, in any order. Returns how many were known; RX_FAIL. */
 static inline int64_t rx_remove(RxTree *t, uint32_t replica, const uint64_t *keys, size_t n,
                                 uint32_t tier) {
+    RxRun run;
+    uint64_t hash;
     int64_t known = 0;
     int got = 0;
     size_t i;
     t->mem.taking++;
-    rx_prefetch_start(t, keys, n);
+    rx_run_begin(&run, &t->keys, &t->nodes, keys, n);
     for (i = 0; i < n && got >= 0; i++) {
-        rx_prefetch_insert(t, keys, i, n);
-        got = rx_remove_one(t, replica, keys[i], tier);
+        got = rx_remove_one(t, replica, rx_run_find(&run, i, &hash), tier);
         if (got > 0) known++;
         else if (!got) t->unknown_removals++;
     }
