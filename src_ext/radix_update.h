@@ -227,11 +227,10 @@ static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *key
     uint32_t rounds = 0, node;
     uint64_t hash;
     size_t i = 0;
-    int status;
+    int status, full = 0;
     if (n == 0) return 0;
-    do status = rx_chain_begin(t, &c, replica, parent);
-    while (status == RX_FAIL && t->mem.refused && ++rounds <= RX_EVICT_ROUNDS && rx_evict(t));
-    if (status == RX_FAIL && t->mem.refused) {
+    while ((status = rx_chain_begin(t, &c, replica, parent)) == RX_FAIL && t->mem.refused) {
+        if (++rounds <= RX_EVICT_ROUNDS && rx_evict(t)) continue;
         rx_note_capped(t, replica, n);
         return 0;
     }
@@ -240,13 +239,13 @@ static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *key
     for (; i < n && status >= 0; i++) {
         node = rx_run_find(&run, i, &hash);
         status = rx_insert_one(t, &c, node, keys[i], hash);
-        while (status == RX_FAIL && t->mem.refused) {
-            if (rx_chain_room(t, &c, &rounds)) break;
-            status = rx_insert_one(t, &c, rx_find(t, keys[i]), keys[i], hash);
+        while (status == RX_FAIL && t->mem.refused && !full) {
+            full = rx_chain_room(t, &c, &rounds) != 0;
+            if (!full) status = rx_insert_one(t, &c, rx_find(t, keys[i]), keys[i], hash);
         }
         fresh += status > 0;
     }
-    if (status == RX_FAIL && t->mem.refused) {
+    if (full) {
         rx_note_capped(t, replica, n - i + 1);
         status = 0;
     }
