@@ -22,7 +22,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-VERSIONS = {"sglang-router": "0.3.2", "vllm-router": "0.1.17"}
+VERSIONS = {
+    "ai-dynamo-runtime": "1.6.1",
+    "sglang-router": "0.3.2",
+    "vllm-router": "0.1.17",
+}
 READY_S = 60
 INSTALL_S = 300
 
