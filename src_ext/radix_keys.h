@@ -38,6 +38,7 @@ typedef struct {
     RxMem *mem;
     RxPart *part;
     uint64_t seed;
+    uint64_t moves; /* partitions that have moved so far */
 } RxKeys;
 
 _Static_assert(sizeof(RxBucket) == 64, "a bucket is one cache line");
@@ -101,18 +102,20 @@ static inline void rx_keys_free(RxKeys *k) {
     k->part = NULL;
 }
 
-static inline void rx_keys_prefetch(const RxKeys *k, uint64_t hash) {
+/* Where a search for the key begins, NULL while its partition is empty. */
+static inline RxBucket *rx_keys_home(const RxKeys *k, uint64_t hash) {
     RxPart *p = rx_part(k, hash);
-    if (p->buckets) rx_prefetch(&p->bucket[rx_home(p, rx_tag(hash))]);
+    return p->buckets ? &p->bucket[rx_home(p, rx_tag(hash))] : NULL;
+}
+
+static inline void rx_keys_prefetch(const RxKeys *k, uint64_t hash) {
+    rx_prefetch(rx_keys_home(k, hash));
 }
 
 /* The first node that may have the key (by tag, unchecked), RX_NONE if none: to prefetch it. */
-static inline uint32_t rx_keys_candidate(const RxKeys *k, uint64_t hash) {
-    RxPart *p = rx_part(k, hash);
-    uint32_t tag = rx_tag(hash), hits;
-    if (!p->buckets) return RX_NONE;
-    hits = rx_tag_hits(&p->bucket[rx_home(p, tag)], tag);
-    return hits ? p->bucket[rx_home(p, tag)].id[__builtin_ctz(hits)] : RX_NONE;
+static inline uint32_t rx_bucket_maybe(const RxBucket *home, uint64_t hash) {
+    uint32_t hits = home ? rx_tag_hits(home, rx_tag(hash)) : 0;
+    return hits ? home->id[__builtin_ctz(hits)] : RX_NONE;
 }
 
 /* Node of the key, RX_NONE if the tree does not have it. */
@@ -146,7 +149,8 @@ static inline void rx_bucket_put(RxPart *p, uint32_t tag, uint32_t id) {
     p->bucket[at].id[slot] = id;
 }
 
-static inline int rx_part_grow(RxMem *m, RxPart *p) {
+static inline int rx_part_grow(RxKeys *k, RxPart *p) {
+    RxMem *m = k->mem;
     RxPart grown;
     uint32_t i;
     grown.buckets = p->buckets + p->buckets / 5 + 1;
@@ -164,6 +168,7 @@ static inline int rx_part_grow(RxMem *m, RxPart *p) {
     }
     rx_buckets_free(m, p->bucket, p->buckets);
     *p = grown;
+    k->moves++;
     return 0;
 }
 
@@ -172,7 +177,7 @@ static inline int rx_keys_reserve(RxKeys *k, uint64_t hash) {
     RxPart *p = rx_part(k, hash);
     uint32_t slots = p->buckets * RX_SLOTS;
     if ((p->count + 1) * 100 <= slots * 88) return 0;
-    if (!rx_part_grow(k->mem, p)) return 0;
+    if (!rx_part_grow(k, p)) return 0;
     return (p->count + 1) * 100 <= slots * 97 ? 0 : -1;
 }
 
@@ -207,28 +212,37 @@ static inline void rx_keys_cut(RxKeys *k, uint64_t hash, uint32_t id) {
 #define RX_AHEAD_NODE 8u
 
 typedef struct {
+    uint64_t hash;
+    RxBucket *home; /* right while index->moves is `moves` */
+    uint64_t moves;
+    uint32_t maybe;
+} RxAhead;
+
+typedef struct {
     const RxKeys *index;
     const RxNodes *nodes;
     const uint64_t *keys;
     size_t n;
-    uint64_t hash[RX_AHEAD_BUCKET];
-    uint32_t maybe[RX_AHEAD_BUCKET];
+    RxAhead ahead[RX_AHEAD_BUCKET];
 } RxRun;
 
 static inline void rx_run_bucket(RxRun *r, size_t i) {
+    RxAhead *a = &r->ahead[i % RX_AHEAD_BUCKET];
     if (i >= r->n) return;
-    r->hash[i % RX_AHEAD_BUCKET] = rx_hash64(r->index, r->keys[i]);
-    rx_keys_prefetch(r->index, r->hash[i % RX_AHEAD_BUCKET]);
+    a->hash = rx_hash64(r->index, r->keys[i]);
+    a->home = rx_keys_home(r->index, a->hash);
+    a->moves = r->index->moves;
+    rx_prefetch(a->home);
 }
 
 static inline void rx_run_node(RxRun *r, size_t i) {
-    uint32_t node;
+    RxAhead *a = &r->ahead[i % RX_AHEAD_BUCKET];
     if (i >= r->n) return;
-    node = rx_keys_candidate(r->index, r->hash[i % RX_AHEAD_BUCKET]);
-    r->maybe[i % RX_AHEAD_BUCKET] = node;
-    if (node == RX_NONE) return;
-    rx_prefetch(rx_hot(r->nodes, node));
-    rx_prefetch(rx_cold(r->nodes, node));
+    if (a->moves != r->index->moves) rx_run_bucket(r, i);
+    a->maybe = rx_bucket_maybe(a->home, a->hash);
+    if (a->maybe == RX_NONE) return;
+    rx_prefetch(rx_hot(r->nodes, a->maybe));
+    rx_prefetch(rx_cold(r->nodes, a->maybe));
 }
 
 static inline void rx_run_begin(RxRun *r, const RxKeys *index, const RxNodes *nodes,
@@ -244,12 +258,15 @@ static inline void rx_run_begin(RxRun *r, const RxKeys *index, const RxNodes *no
 
 /* Look up key i (once each, in order) and give its hash. */
 static inline uint32_t rx_run_find(RxRun *r, size_t i, uint64_t *hash) {
-    uint32_t node = r->maybe[i % RX_AHEAD_BUCKET];
-    *hash = r->hash[i % RX_AHEAD_BUCKET];
+    RxAhead a = r->ahead[i % RX_AHEAD_BUCKET];
+    *hash = a.hash;
     rx_run_node(r, i + RX_AHEAD_NODE);
     rx_run_bucket(r, i + RX_AHEAD_BUCKET);
-    if (node != RX_NONE && rx_hot(r->nodes, node)->key == r->keys[i]) return node;
-    return rx_keys_find(r->index, r->nodes, r->keys[i], *hash);
+    if (a.maybe != RX_NONE && rx_hot(r->nodes, a.maybe)->key == r->keys[i]) return a.maybe;
+    if (a.home && a.moves == r->index->moves && !a.home->over &&
+        !rx_tag_hits(a.home, rx_tag(a.hash)))
+        return RX_NONE;
+    return rx_keys_find(r->index, r->nodes, r->keys[i], a.hash);
 }
 
 #endif

@@ -94,7 +94,7 @@ static inline void rx_probe(const RxMatch *m, const RxSpot *from, uint32_t at, u
     }
     for (i = 0; i < count; i++)
         if (spots[i].set == RX_NONE) {
-            guess = rx_keys_candidate(&t->keys, rx_hash64(&t->keys, m->keys[spots[i].at]));
+            guess = rx_maybe(t, m->keys[spots[i].at]);
             if (guess != RX_NONE) rx_prefetch(rx_hot(&t->nodes, guess));
         }
     for (i = 0; i < count; i++)

@@ -109,6 +109,12 @@ static inline uint32_t rx_find(const RxTree *t, uint64_t key) {
     return rx_keys_find(&t->keys, &t->nodes, key, rx_hash64(&t->keys, key));
 }
 
+/* A node that may have the key, to prefetch it. */
+static inline uint32_t rx_maybe(const RxTree *t, uint64_t key) {
+    uint64_t hash = rx_hash64(&t->keys, key);
+    return rx_bucket_maybe(rx_keys_home(&t->keys, hash), hash);
+}
+
 static inline int rx_walks_reserve(RxMem *m, RxWalks *w) {
     RxTodo *grown;
     uint32_t i, room;

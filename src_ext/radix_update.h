@@ -155,23 +155,29 @@ typedef struct {
     uint32_t v;     /* how visible `above` is */
 } RxChain;
 
-/* One block of a chain; `node` RX_NONE if the tree does not have it. 1: newly present, 0: not,
- * RX_FAIL: no memory, nothing changed. */
-static inline int rx_insert_one(RxTree *t, RxChain *c, uint32_t node, uint64_t key,
-                                uint64_t hash) {
-    uint32_t parent, state, v = c->v, p;
-    RxCounts counts;
-    if (rx_walks_reserve(&t->mem, &t->walks[RX_REAP])) return RX_FAIL;
-    if (node == RX_NONE) {
-        node = rx_node_new(t, key, hash, c->above);
-        if (node == RX_NONE) return RX_FAIL;
+/* A block that the tree does not have yet: a node with the lane as its only holder. 1, RX_FAIL. */
+static inline int rx_insert_new(RxTree *t, RxChain *c, uint64_t key, uint64_t hash) {
+    RxCounts counts = {{0, 0, 0}};
+    uint32_t node = rx_node_new(t, key, hash, c->above), v = c->v < c->tier ? c->tier : c->v;
+    if (node == RX_NONE) return RX_FAIL;
+    counts.count[c->tier] = 1;
+    if (rx_change(t, node, c->lane, RX_ABSENT, &counts, v, 0)) {
+        rx_keys_cut(&t->keys, hash, node);
+        rx_node_drop(&t->nodes, node);
+        return RX_FAIL;
     }
-    parent = rx_hot(&t->nodes, node)->parent;
-    if (parent != c->above) {
-        if (parent != RX_ORPHAN || !rx_attach(t, node, c->above)) {
-            t->conflicts++;
-            v = rx_vis_from(t, parent, c->lane);
-        }
+    c->above = node;
+    c->v = v;
+    return 1;
+}
+
+/* One block of a chain that the tree has. 1: newly present, 0: not, RX_FAIL: nothing changed. */
+static inline int rx_insert_known(RxTree *t, RxChain *c, uint32_t node) {
+    uint32_t parent = rx_hot(&t->nodes, node)->parent, state, v = c->v, p;
+    RxCounts counts;
+    if (parent != c->above && (parent != RX_ORPHAN || !rx_attach(t, node, c->above))) {
+        t->conflicts++;
+        v = rx_vis_from(t, parent, c->lane);
     }
     state = rx_state(t, node, c->lane);
     counts = rx_counts(t, node, c->lane, state);
@@ -179,16 +185,18 @@ static inline int rx_insert_one(RxTree *t, RxChain *c, uint32_t node, uint64_t k
         counts.count[c->tier] += counts.count[c->tier] != UINT32_MAX;
         p = rx_best(&counts);
         if (v < p) v = p;
-        if (rx_change(t, node, c->lane, state, &counts, v, 1)) {
-            rx_prune(t, node, 1);
-            return RX_FAIL;
-        }
+        if (rx_change(t, node, c->lane, state, &counts, v, 1)) return RX_FAIL;
     } else {
         v = rx_vis(state);
     }
     c->above = node;
     c->v = v;
     return state == RX_ABSENT;
+}
+
+static inline int rx_insert_one(RxTree *t, RxChain *c, uint32_t node, uint64_t key,
+                                uint64_t hash) {
+    return node == RX_NONE ? rx_insert_new(t, c, key, hash) : rx_insert_known(t, c, node);
 }
 
 /* Begin a chain: the replica's lane and the node of the parent. */
