@@ -84,5 +84,6 @@ cdef class RadixTree:
     cdef RxTree *tree
 
     cdef int check_replica(self, Py_ssize_t replica) except -1
-    cdef object _insert(self, Py_ssize_t replica, const uint64_t[::1] keys, uint64_t parent,
-                        int tier, int once)
+    cdef object _insert(self, Py_ssize_t replica, object keys, uint64_t parent, int tier,
+                        int once)
+    cdef object _match(self, object keys, int32_t **out, Py_ssize_t room, uint32_t levels)

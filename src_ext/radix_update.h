@@ -153,32 +153,74 @@ typedef struct {
     uint32_t lane, tier, once;
     uint32_t above; /* node of the block before */
     uint32_t v;     /* how visible `above` is */
+    uint32_t from, to, from_v, held; /* the last plain step, see rx_insert_again */
 } RxChain;
+
+/* Blocks of a chain mostly go the same way: from set `from`, where the lane is absent, to set `to`.
+ * Repeat that step without looking at the sets. 1: done, 0: it does not apply here, RX_FAIL. */
+static inline int rx_insert_again(RxTree *t, RxChain *c, uint32_t node) {
+    RxHot *hot = rx_hot(&t->nodes, node);
+    RxLane *me = t->lane[c->lane];
+    if (hot->set != c->from || c->v != c->from_v || hot->parent != c->above) return 0;
+    if (me->held && rx_cold(&t->nodes, node)->child) return 0; /* a walk may be needed */
+    if (rx_record_reserve(&t->mem, rx_lane_record(me))) return RX_FAIL;
+    rx_set(&t->sets, c->to)->refs++;
+    hot->set = c->to;
+    if (c->from && rx_set(&t->sets, c->from)->refs == 1) {
+        rx_set_unref(&t->sets, c->from);
+        c->from = RX_NONE; /* freed: the id may come back as another set */
+    } else if (c->from) {
+        rx_set(&t->sets, c->from)->refs--;
+    }
+    me->blocks++;
+    me->held += c->held;
+    rx_record_add(rx_lane_record(me), node);
+    c->above = node;
+    return 1; /* c->v stays: v was from_v before and is after, else there was no plain step */
+}
+
+/* The lane has come to `node`, whose set was `from`: go on below it, and remember a plain step. */
+static inline void rx_chain_step(RxTree *t, RxChain *c, uint32_t node, uint32_t from, uint32_t v) {
+    uint32_t to = rx_hot(&t->nodes, node)->set;
+    int plain = v == c->v && !((from | to) & RX_REFS_FLAG) &&
+                (from == 0 || rx_set(&t->sets, from)->refs); /* else it was freed just now */
+    c->from = plain ? from : RX_NONE;
+    c->to = to;
+    c->from_v = v;
+    c->held = v > c->tier;
+    c->above = node;
+    c->v = v;
+}
 
 /* A block that the tree does not have yet: a node with the lane as its only holder. 1, RX_FAIL. */
 static inline int rx_insert_new(RxTree *t, RxChain *c, uint64_t key, uint64_t hash) {
     RxCounts counts = {{0, 0, 0}};
     uint32_t node = rx_node_new(t, key, hash, c->above), v = c->v < c->tier ? c->tier : c->v;
+    int status;
     if (node == RX_NONE) return RX_FAIL;
     counts.count[c->tier] = 1;
-    if (rx_change(t, node, c->lane, RX_ABSENT, &counts, v, 0)) {
+    status = rx_insert_again(t, c, node);
+    if (!status) status = rx_change(t, node, c->lane, RX_ABSENT, &counts, v, 0);
+    if (status < 0) {
         rx_keys_cut(&t->keys, hash, node);
         rx_node_drop(&t->nodes, node);
         return RX_FAIL;
     }
-    c->above = node;
-    c->v = v;
+    if (!status) rx_chain_step(t, c, node, 0, v);
     return 1;
 }
 
 /* One block of a chain that the tree has. 1: newly present, 0: not, RX_FAIL: nothing changed. */
 static inline int rx_insert_known(RxTree *t, RxChain *c, uint32_t node) {
-    uint32_t parent = rx_hot(&t->nodes, node)->parent, state, v = c->v, p;
+    uint32_t parent = rx_hot(&t->nodes, node)->parent, state, v = c->v, p, from;
     RxCounts counts;
+    int status = rx_insert_again(t, c, node);
+    if (status) return status;
     if (parent != c->above && (parent != RX_ORPHAN || !rx_attach(t, node, c->above))) {
         t->conflicts++;
         v = rx_vis_from(t, parent, c->lane);
     }
+    from = rx_hot(&t->nodes, node)->set;
     state = rx_state(t, node, c->lane);
     counts = rx_counts(t, node, c->lane, state);
     if (!(c->once && counts.count[c->tier])) {
@@ -189,8 +231,7 @@ static inline int rx_insert_known(RxTree *t, RxChain *c, uint32_t node) {
     } else {
         v = rx_vis(state);
     }
-    c->above = node;
-    c->v = v;
+    rx_chain_step(t, c, node, state == RX_ABSENT ? from : RX_NONE, v);
     return state == RX_ABSENT;
 }
 
@@ -220,8 +261,16 @@ static inline int rx_chain_begin(RxTree *t, RxChain *c, uint32_t replica, uint64
 static inline int rx_chain_room(RxTree *t, RxChain *c, uint32_t *rounds) {
     if (++*rounds > RX_EVICT_ROUNDS || !rx_evict(t)) return RX_FAIL;
     if (rx_is_real(c->above) && rx_hot(&t->nodes, c->above)->parent == RX_FREE) return RX_FAIL;
+    c->from = RX_NONE; /* sets may have been freed */
     c->v = rx_vis_from(t, c->above, c->lane);
     return 0;
+}
+
+static inline void rx_prefetch_lane(const RxTree *t, uint32_t replica) {
+    uint32_t lane = t->inside[replica];
+    if (lane == RX_NOBODY) return;
+    rx_prefetch(t->lane[lane]);
+    rx_prefetch(&t->lane[lane]->blocks);
 }
 
 /* Blocks of a chain, the first below `parent` (0: a first block), for the replica in the tier. One
@@ -229,7 +278,7 @@ static inline int rx_chain_room(RxTree *t, RxChain *c, uint32_t *rounds) {
  * (blocks before the failure stay), RX_DROPPED. No key is 0. */
 static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *keys, size_t n,
                                 uint64_t parent, uint32_t tier, int once) {
-    RxChain c = {0, tier, (uint32_t)once, RX_ROOT, 0};
+    RxChain c = {0, tier, (uint32_t)once, RX_ROOT, 0, RX_NONE, 0, 0, 0};
     RxRun run;
     int64_t fresh = 0;
     uint32_t rounds = 0, node;
@@ -237,13 +286,15 @@ static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *key
     size_t i = 0;
     int status, full = 0;
     if (n == 0) return 0;
+    rx_prefetch_lane(t, replica);
+    rx_run_begin(&run, &t->keys, &t->nodes, keys, n);
     while ((status = rx_chain_begin(t, &c, replica, parent)) == RX_FAIL && t->mem.refused) {
         if (++rounds <= RX_EVICT_ROUNDS && rx_evict(t)) continue;
         rx_note_capped(t, replica, n);
         return 0;
     }
     if (status) return status;
-    rx_run_begin(&run, &t->keys, &t->nodes, keys, n);
+    rx_run_go(&run);
     for (; i < n && status >= 0; i++) {
         node = rx_run_find(&run, i, &hash);
         status = rx_insert_one(t, &c, node, keys[i], hash);
@@ -309,7 +360,9 @@ static inline int64_t rx_remove(RxTree *t, uint32_t replica, const uint64_t *key
     int got = 0;
     size_t i;
     t->mem.taking++;
+    rx_prefetch_lane(t, replica);
     rx_run_begin(&run, &t->keys, &t->nodes, keys, n);
+    rx_run_go(&run);
     for (i = 0; i < n && got >= 0; i++) {
         got = rx_remove_one(t, replica, rx_run_find(&run, i, &hash), tier);
         if (got > 0) known++;

@@ -537,9 +537,18 @@ def test_bad_arguments() -> None:
         tree.match(keys, column, column, other)
     with pytest.raises(TypeError, match="array"):
         tree.match_one_tier(keys, array("q", [0] * 4))
+    for wrong in (array("I", [1, 2]), array("d", [1.0]), b"12345678", [1, 2]):
+        with pytest.raises((TypeError, BufferError)):
+            tree.insert(0, wrong)  # type: ignore[arg-type]
+        with pytest.raises((TypeError, BufferError)):
+            tree.match(wrong, column, column, column)  # type: ignore[arg-type]
+    with pytest.raises((TypeError, BufferError)):
+        tree.remove(0, memoryview(array("Q", range(1, 9)))[::2])
+    assert tree.insert(0, memoryview(array("Q", [7])).toreadonly()) == 1
     with pytest.raises(ValueError, match="max_bytes"):
         RadixTree(1000)
     with pytest.raises(ValueError, match="max_replicas"):
         RadixTree(max_replicas=5000)
     assert tree.insert(0, array("Q")) == 0
+    tree.remove(0, array("Q", [7]))
     assert tree.match(array("Q"), column, column, column) == 0
