@@ -135,21 +135,23 @@ def bench_lru(bench: Bench) -> None:
     bench.bar("lru_touch", None, "ns/block", 60, samples=samples)
 
 
-def bench_updates(bench: Bench, loaded: Loaded) -> None:
-    """New chains into the full tree and out again, as events bring them: 64 blocks a call.
+def update_samples(loaded: Loaded, a_call: int) -> tuple[list[float], list[float]]:
+    """Chains into the full tree and out again, `a_call` blocks at a time: (insert, remove) ns.
 
-    The first round takes the memory that later ones reuse; it is not counted (first touches of
-    fresh pages cost more than the insert itself and are the system's).
+    Half of the chains are new, half are prompts of the tree on one more random replica. The first
+    round takes the memory that later ones reuse and is not counted: first touches of fresh pages
+    cost more than the insert and are the system's (the build figures have them in).
     """
     tree, source = loaded.tree, random.Random(4)
-    inserts, removes = [], []
+    inserts: list[float] = []
+    removes: list[float] = []
     for turn in range(ROUNDS + 1):
-        fresh = [random_keys(source, loaded.prompt_blocks) for _ in range(100)]
-        held = [source.choice(loaded.prompts)[0] for _ in range(100)]
+        chains = [random_keys(source, loaded.prompt_blocks) for _ in range(100)]
+        chains += [source.choice(loaded.prompts)[0] for _ in range(100)]
         calls = [
-            (source.randrange(REPLICAS), chain[at : at + 64], chain[at - 1] if at else 0)
-            for chain in fresh + held
-            for at in range(0, loaded.prompt_blocks, 64)
+            (source.randrange(REPLICAS), chain[at : at + a_call], chain[at - 1] if at else 0)
+            for chain in chains
+            for at in range(0, loaded.prompt_blocks, a_call)
         ]
         units = sum(len(keys) for _, keys, _ in calls)
         backwards = [(replica, keys[::-1]) for replica, keys, _ in reversed(calls)]
@@ -166,8 +168,15 @@ def bench_updates(bench: Bench, loaded: Loaded) -> None:
         if turn:
             inserts.append(spent[0])
             removes.append(spent[1])
+    return inserts, removes
+
+
+def bench_updates(bench: Bench, loaded: Loaded) -> None:
+    inserts, removes = update_samples(loaded, loaded.prompt_blocks)
     bench.bar("radix_insert_1m", None, "ns/block", 50, samples=inserts)
     bench.bar("radix_remove_1m", None, "ns/block", 120, samples=removes)
+    for name, samples in zip(("insert", "remove"), update_samples(loaded, 16), strict=True):
+        bench.tell(f"radix_{name}_1m_16_a_call", sorted(samples)[ROUNDS // 2], "ns/block")
 
 
 def bench_match(bench: Bench, loaded: Loaded, size: str, limit_us: float) -> None:
