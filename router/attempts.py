@@ -1,0 +1,125 @@
+"""What counts as a failed attempt, and where the request goes next. Floor 3: no I/O, no clock.
+
+Owns: the classes of failure (`Fault`), which of them count against a replica, the order in which
+the choices of one decision are tried, and the retry budget of a pool. A face asks `Attempts.next`
+only while the client has not seen a byte; nothing here can know that.
+
+The budget exists because retries multiply load exactly when there is too much of it (Google SRE
+book, chapter 22): retries may be at most a share of recent requests, plus a small floor so that a
+quiet router can still retry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Final
+
+from warmlane.router.config import Retry
+
+
+class Fault(StrEnum):
+    """Why an attempt failed. The value is the `reason` label of the retry metric."""
+
+    CONNECT = "connect"  # refused, unreachable, TLS failure, connect time-out
+    RESET = "reset"  # closed or cut before the answer was complete
+    TIMEOUT = "timeout"  # no answer byte in time, or silence inside the answer
+    PROTOCOL = "protocol"  # the answer is not HTTP
+    GATEWAY = "gateway"  # 502, 504, or a 503 that some gateway made up
+    SERVER = "server"  # another 5xx of the engine: never retried, the request may be the cause
+    BACKPRESSURE = "backpressure"  # 429, or the engine's own 503: full, not ill
+    ABORTED = "aborted"  # 200 with finish_reason "abort" and no token: a draining engine
+    ERROR_EVENT = "error_event"  # an error inside a 200 stream before any token
+
+
+COUNTED: Final = frozenset(Fault) - {Fault.BACKPRESSURE}
+RETRYABLE: Final = frozenset(Fault) - {Fault.SERVER}
+# Statuses whose body must be seen before they can be judged or retried.
+SUSPECT: Final = frozenset({429, 502, 503, 504})
+
+
+def classify(status: int, openai_error: bool) -> Fault | None:
+    """The fault that a whole answer with this status is, None if it is an answer.
+
+    openai_error: the body is an OpenAI-shaped error object. vLLM refuses with 503 and such a body
+    when its admission limits are reached (`--max-num-queued-reqs`); gateways send their own pages.
+    """
+    if status < 429:
+        return None
+    if status == 429 or (status == 503 and openai_error):
+        return Fault.BACKPRESSURE
+    if status in (502, 503, 504):
+        return Fault.GATEWAY
+    return Fault.SERVER if status >= 500 else None
+
+
+class RetryBudget:
+    """Retries of one pool: at most `ratio` of the requests of the last window, plus `minimum`.
+
+    The window slides over two buckets; `request` is one addition. Cost: constant.
+    """
+
+    __slots__ = ("_before", "_minimum", "_ratio", "_requests", "_retries", "_start", "_window")
+
+    def __init__(self, settings: Retry, now: float) -> None:
+        self._ratio = settings.budget_ratio
+        self._minimum = settings.budget_min
+        self._window = settings.budget_window_s
+        self._requests = 0
+        self._retries = 0
+        self._before = (0, 0)  # requests and retries of the bucket before
+        self._start = now
+
+    def request(self) -> None:
+        """Count one request (not its retries)."""
+        self._requests += 1
+
+    def roll(self, now: float) -> None:
+        """Move the window on. Call it at least once per window, or old requests count longer."""
+        passed = now - self._start
+        if passed < self._window:
+            return
+        self._before = (self._requests, self._retries) if passed < 2 * self._window else (0, 0)
+        self._requests = self._retries = 0
+        self._start = now
+
+    def take(self, now: float) -> bool:
+        """Spend one retry; False when there is none left."""
+        self.roll(now)
+        old = 1.0 - (now - self._start) / self._window
+        requests = self._requests + old * self._before[0]
+        retries = self._retries + old * self._before[1]
+        if retries + 1 > self._minimum + self._ratio * requests:
+            return False
+        self._retries += 1
+        return True
+
+
+class Attempts:
+    """The tries of one request. Made at its first fault; the common request never needs one."""
+
+    __slots__ = ("_at", "_budget", "_choices", "_left", "tried")
+
+    def __init__(self, choices: Sequence[int], budget: RetryBudget, limit: int) -> None:
+        self._choices = choices
+        self._budget = budget
+        self._at = 0
+        self._left = limit - 1
+        self.tried = 1
+
+    def next(self, fault: Fault, now: float, usable: Sequence[bool] | None = None) -> int:
+        """Slot of the next choice, or -1: not retryable, no choice, no try or no budget left.
+
+        usable: per choice, False for those that left the pool since the decision.
+        """
+        if fault not in RETRYABLE or self._left < 1:
+            return -1
+        at = self._at + 1
+        while at < len(self._choices) and usable is not None and not usable[at]:
+            at += 1
+        if at >= len(self._choices) or not self._budget.take(now):
+            return -1
+        self._at = at
+        self._left -= 1
+        self.tried += 1
+        return self._choices[at]

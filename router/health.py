@@ -1,0 +1,114 @@
+"""Passive ejection: which replicas of a pool are left alone, and until when. Floor 3.
+
+Owns: a record per slot that only outcomes feed. Must never: read a clock, touch the pool or the
+network; the face applies what is returned here (`Pool.set_state`). Back-pressure and 4xx are no
+faults and must not be reported as such (attempts.COUNTED).
+
+States of a slot, all of them changes made by the three calls below:
+
+    well --fault, enough in a row or in share, cap not reached--> out (base_s * 2^times, jitter)
+    out --due--> trial: receives requests again; one fault sends it out for twice as long
+    trial --ok, `failures` times--> well;  every quiet window takes one off `times`
+
+Cost: `ok` is two additions and two comparisons.
+"""
+
+from __future__ import annotations
+
+from warmlane.router.config import Ejection
+
+
+class _Record:
+    __slots__ = ("failed", "failed_before", "ok", "ok_before", "row", "times", "trial", "until")
+
+    def __init__(self) -> None:
+        self.row = 0  # faults in a row
+        self.ok = self.failed = 0  # of this half of the sliding window
+        self.ok_before = self.failed_before = 0
+        self.times = 0  # ejections lately: the exponent of the back-off
+        self.trial = 0  # good answers still needed to be well again
+        self.until = -1.0  # end of the ejection; -1: not out
+
+
+class Ejector:
+    """The ejection state of one pool."""
+
+    __slots__ = ("_records", "_rolled", "_settings")
+
+    def __init__(self, settings: Ejection, now: float) -> None:
+        self._settings = settings
+        self._records: dict[int, _Record] = {}
+        self._rolled = now
+
+    def ok(self, slot: int) -> None:
+        """A replica answered."""
+        record = self._records.get(slot)
+        if record is None:
+            record = self._records[slot] = _Record()
+        record.ok += 1
+        record.row = 0
+        if record.trial:
+            record.trial -= 1
+
+    def fault(self, slot: int, now: float, rand: float, members: int) -> float:
+        """A replica failed. Seconds for which it is ejected from now on; 0.0: it stays.
+
+        rand: 0..1, spreads the returns by +-25 % so that replicas which failed together do not
+        come back together. members: replicas of the pool that could serve, ejected ones included.
+        """
+        record = self._records.get(slot)
+        if record is None:
+            record = self._records[slot] = _Record()
+        record.row += 1
+        record.failed += 1
+        if record.until >= 0.0 or not self._is_ill(record):
+            return 0.0
+        if self.ejected + 1 > self._settings.max_share * members:
+            return 0.0
+        seconds = min(self._settings.base_s * 2.0**record.times, self._settings.max_s)
+        seconds *= 0.75 + 0.5 * rand
+        record.until = now + seconds
+        record.times = min(record.times + 1, 30)
+        return seconds
+
+    def _is_ill(self, record: _Record) -> bool:
+        settings = self._settings
+        if record.trial or record.row >= settings.failures:
+            return True
+        failed = record.failed + record.failed_before
+        total = failed + record.ok + record.ok_before
+        return total >= settings.min_requests and failed >= settings.share * total
+
+    @property
+    def ejected(self) -> int:
+        """Slots that are out now."""
+        return sum(record.until >= 0.0 for record in self._records.values())
+
+    def is_out(self, slot: int) -> bool:
+        record = self._records.get(slot)
+        return record is not None and record.until >= 0.0
+
+    def due(self, now: float) -> list[int]:
+        """Slots whose ejection is over: they are on trial from here on. Call it regularly."""
+        if now - self._rolled >= self._settings.window_s / 2:
+            self._roll(now)
+        back: list[int] = []
+        for slot, record in self._records.items():
+            if 0.0 <= record.until <= now:
+                record.until = -1.0
+                record.trial = self._settings.failures
+                record.row = record.failed = record.failed_before = 0
+                back.append(slot)
+        return back
+
+    def _roll(self, now: float) -> None:
+        self._rolled = now
+        for record in self._records.values():
+            if record.times and record.until < 0.0 and not record.failed:
+                record.times -= 1
+            record.ok_before, record.failed_before = record.ok, record.failed
+            record.ok = record.failed = 0
+
+    def forget(self, slot: int) -> None:
+        """The replica left; its slot may be another's later."""
+        self._records.pop(slot, None)

@@ -1,0 +1,399 @@
+"""One client connection: requests in, in order, one at a time; answers out.
+
+Owns reading, limits and time-outs of the client's side. A pipelined request waits as raw bytes
+until the one before it is answered; what waits is bounded by pausing the socket. A client that
+closes, even only its sending half, is gone: its request is cancelled at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING, cast
+
+from warmlane.router.errors import NoReplica, RequestError, RouterError
+from warmlane.router.proxy.chunked import BadChunk, ChunkReader
+from warmlane.router.proxy.exchange import Exchange
+from warmlane.router.proxy.heads import (
+    END,
+    RequestHead,
+    RequestReader,
+    check_start,
+    safe_trailer,
+)
+from warmlane.router.proxy.local import local_answer
+from warmlane.router.proxy.replies import CONTINUE, refusal, reply
+from warmlane.router.proxy.upload import Upload
+
+if TYPE_CHECKING:
+    from warmlane.router.proxy.state import State
+
+# A body may take head_s plus one second per this many bytes: slow links pass, dripping does not.
+_MIN_BYTES_PER_S = 16_384
+# After a refusal, unread input is read and dropped for this long, so that the client gets the
+# answer and not a reset (RFC 9112, section 9.6).
+_LINGER_S = 1.0
+
+
+class Client(asyncio.Protocol):
+    """See the module."""
+
+    __slots__ = (
+        "_body",
+        "_body_head",
+        "_chunks",
+        "_ended",
+        "_left",
+        "_paused",
+        "_pumping",
+        "_reader",
+        "_state",
+        "_tail",
+        "_taken",
+        "_waiting",
+        "closing",
+        "deadline",
+        "debug",
+        "exchange",
+        "stalled",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._reader = RequestReader()
+        self._tail = b""  # bytes not yet taken: part of a head, or pipelined requests
+        self._body_head: RequestHead | None = None  # its body is being read
+        self._body: list[bytes] = []
+        self._taken = 0  # body bytes in _body
+        self._left = 0
+        self._chunks: ChunkReader | None = None
+        self._pumping = False
+        self._waiting = False  # for the rest of a head
+        self._paused = False  # we do not read
+        self._ended = False
+        self.stalled = False  # the client does not read
+        self.closing = False  # after the present answer
+        self.debug = state.debug_headers
+        self.exchange: Exchange | Upload | None = None
+        self.deadline = 0.0
+
+    # asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport = cast(asyncio.Transport, transport)
+        state = self._state
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport.set_write_buffer_limits(high=state.limits.write_buffer_bytes)
+        state.clients.add(self)
+        self.deadline = state.now + state.timeouts.head_s
+        if len(state.clients) > state.limits.connections:
+            state.metrics.limit_reached("connections")
+            self._refuse(RequestError(503, "Too many connections.", kind="overloaded_error"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state.clients.discard(self)
+        self._drop_body()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.cancel()
+            self._state.inflight -= 1
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
+        if self.exchange is None and not self._tail:
+            self._pump(data)
+            return
+        if type(self.exchange) is Upload:
+            self._upload(data)
+            return
+        self._tail += data
+        if self.exchange is None:
+            data, self._tail = self._tail, b""
+            self._pump(data)
+        elif len(self._tail) > self._state.limits.head_bytes:
+            self._state.metrics.limit_reached("pipelined")
+            self._pause()
+
+    def pause_writing(self) -> None:
+        self.stalled = True
+        if self.exchange is not None:
+            self.exchange.pause()
+
+    def resume_writing(self) -> None:
+        self.stalled = False
+        if self.exchange is not None:
+            self.exchange.resume()
+
+    # For exchanges
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def done(self, close: bool) -> None:
+        """The present answer is complete."""
+        uploading = type(self.exchange) is Upload
+        self.exchange = None
+        self._state.inflight -= 1
+        if uploading:
+            self._linger()
+        else:
+            self._next(close)
+
+    def _next(self, close: bool = False) -> None:
+        """Ready for the next request, or close."""
+        state = self._state
+        if close or self.closing:
+            self._ended = self.closing = True
+            self.transport.close()
+            return
+        self.deadline = state.now + state.timeouts.client_keepalive_s
+        if not self._pumping:
+            if self._paused:
+                self._paused = False
+                self.transport.resume_reading()
+            if self._tail:
+                data, self._tail = self._tail, b""
+                self._pump(data)
+
+    def answered(self, error: RouterError) -> None:
+        """The present request is answered with an error of our own; the connection lives on."""
+        to_head = self.exchange is not None and self.exchange.to_head
+        self.write(refusal(error, close=self.closing, to_head=to_head))
+        self.done(False)
+
+    def cut(self) -> None:
+        """End a broken answer so that nobody can take it for a whole one: with a reset."""
+        self.exchange = None
+        self._state.inflight -= 1
+        self._ended = self.closing = True
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    def expired(self, now: float) -> None:
+        """The tick found our deadline passed."""
+        if self.exchange is not None:
+            self.exchange.expired(now)
+        elif self._ended:
+            self.transport.abort()
+        elif self._tail or self._body_head is not None:
+            self._refuse(RequestError(408, "The request took too long.", kind="timeout_error"))
+        else:
+            self.transport.close()
+
+    def due(self) -> float:
+        """When `expired` is to be called."""
+        return self.deadline if self.exchange is None else self.exchange.deadline
+
+    def finish(self) -> None:
+        """Drain: close now if idle, else after the present answer."""
+        self.closing = True
+        if self.exchange is None and self._body_head is None and not self._tail:
+            self.transport.close()
+
+    # Reading requests
+
+    def _pump(self, data: bytes) -> None:
+        """Take requests from `data` until one is under way or nothing whole is left."""
+        self._pumping = True
+        try:
+            while data and self.exchange is None and not self._ended:
+                data = self._take(data)
+        except BadChunk as error:
+            self._refuse(RequestError(400, f"malformed body: {error}"))
+            return
+        except RequestError as error:
+            self._refuse(error)
+            return
+        finally:
+            self._pumping = False
+        if data and not self._ended:
+            self._tail = data
+
+    def _take(self, data: bytes) -> bytes:
+        """Take one head or a part of a body; the bytes behind it."""
+        if self._body_head is not None:
+            return self._take_body(self._body_head, data)
+        while data.startswith(b"\r\n"):  # RFC 9112, section 2.2: empty lines before a request
+            data = data[2:]
+        end = data.find(END)
+        limits = self._state.limits
+        if end < 0 or end + 4 > limits.head_bytes:
+            if len(data) > limits.head_bytes:
+                self._state.metrics.limit_reached("head_bytes")
+                raise RequestError(431, "The request head is too large.")
+            if data:
+                check_start(data)
+                if not self._waiting:
+                    self._waiting = True
+                    self.deadline = self._state.now + self._state.timeouts.head_s
+            self._tail = data
+            return b""
+        end += 4
+        return self._begin(self._reader.read(data[:end]), data[end:])
+
+    def _begin(self, head: RequestHead, rest: bytes) -> bytes:
+        """A head is read: decide what happens to its body; the bytes behind the request."""
+        state = self._state
+        self._waiting = False
+        if head.close or state.draining:
+            self.closing = True
+        if state.keys and head.path != "/health":
+            state.keys.check(head.headers)
+        if b"x-warmlane-debug-key" in head.headers:
+            self.debug = state.may_debug(head.headers[b"x-warmlane-debug-key"])
+        length = head.length
+        if not head.chunked and length <= len(rest) and length <= state.limits.body_bytes:
+            body = rest if length == len(rest) else rest[:length]
+            if body:
+                self._reader.skip_body(head, body)
+            self._start(head, body, b"")
+            return rest[length:]
+        if length > state.limits.body_bytes:
+            return self._too_large(head, rest)
+        self._body_head = head
+        self._left = length
+        self._chunks = ChunkReader() if head.chunked else None
+        self.deadline = state.now + state.timeouts.head_s
+        if head.expect and not rest:
+            self.write(CONTINUE)
+        return self._take_body(head, rest) if rest else b""
+
+    def _take_body(self, head: RequestHead, data: bytes) -> bytes:
+        chunks = self._chunks
+        if chunks is None:
+            piece = data[: self._left]
+            self._reader.skip_body(head, piece)
+            self._left -= len(piece)
+            self._buffer(piece)
+            if self._left:
+                return b""
+            body = self._drop_body()
+            self._start(head, body, b"")
+            return data[len(piece) :]
+        self._buffer(chunks.feed(data))
+        if self._taken > self._state.limits.body_bytes:
+            return self._too_large(head, data[chunks.used :])
+        if not chunks.done:
+            return b""
+        body = self._drop_body()
+        self._reader.skip_body(head, b"")
+        self._start(head, body, safe_trailer(chunks.trailer))
+        return data[chunks.used :]
+
+    def _buffer(self, piece: bytes) -> None:
+        state = self._state
+        self._body.append(piece)
+        self._taken += len(piece)
+        self.deadline += len(piece) / _MIN_BYTES_PER_S
+        state.buffered_bytes += len(piece)
+        if state.buffered_bytes > state.limits.buffered_bytes:
+            state.metrics.limit_reached("buffered_bytes")
+            raise RequestError(503, "Too many request bodies under way.", kind="overloaded_error")
+
+    def _drop_body(self) -> bytes:
+        """Forget the body that was being read; what there was of it."""
+        body = b"".join(self._body)
+        self._state.buffered_bytes -= self._taken
+        self._body = []
+        self._body_head = None
+        self._chunks = None
+        self._taken = 0
+        return body
+
+    def _start(self, head: RequestHead, body: bytes, trailer: bytes) -> None:
+        state = self._state
+        answer = local_answer(state, head)
+        if answer is not None:
+            status, headers, content = answer
+            to_head = head.method == b"HEAD"
+            self.write(reply(status, headers, content, close=self.closing, to_head=to_head))
+            self._next()
+            return
+        if not self._may_start():
+            return
+        exchange = self.exchange = Exchange(state, self, head, body, trailer)
+        exchange.start()
+
+    def _may_start(self) -> bool:
+        state = self._state
+        state.inflight += 1
+        if state.inflight <= state.limits.inflight:
+            return True
+        state.metrics.limit_reached("inflight")
+        self.answered(NoReplica("Too many requests under way.", status=503, retry_after_s=1.0))
+        return False
+
+    # Bodies beyond the buffer
+
+    def _too_large(self, head: RequestHead, rest: bytes) -> bytes:
+        """Multipart streams through, anything else is refused."""
+        kind = head.headers.get(b"content-type", b"").lower()
+        if not kind.startswith(b"multipart/"):
+            self._state.metrics.limit_reached("body_bytes")
+            raise RequestError(413, "The request body is too large.", code="body_too_large")
+        self.closing = True  # it may be answered before its body ends: no request follows
+        if head.expect and not rest and not self._taken:
+            self.write(CONTINUE)
+        chunks = self._chunks if head.chunked else None
+        whole = chunks is not None and chunks.done
+        buffered = self._drop_body()
+        if not self._may_start():
+            return b""
+        upload = self.exchange = Upload(self._state, self, head, buffered, b"")
+        upload.begin(chunks, head.length)
+        if rest and not whole:
+            self._upload(rest)
+        return b""
+
+    def _upload(self, data: bytes) -> None:
+        upload = self.exchange
+        assert isinstance(upload, Upload)
+        try:
+            upload.feed(data)
+        except BadChunk as error:
+            upload.cancel()
+            self.exchange = None
+            self._state.inflight -= 1
+            self._refuse(RequestError(400, f"malformed body: {error}"))
+
+    def pause_upload(self, paused: bool) -> None:
+        """The replica reads slower than the client writes."""
+        if paused:
+            self._pause()
+        elif self._paused:
+            self._paused = False
+            self.transport.resume_reading()
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+
+    # Ending
+
+    def _refuse(self, error: RequestError) -> None:
+        """The input cannot be used from here on: say why, then close."""
+        self._state.metrics.rejected(error.code or str(error.status))
+        self.closing = True
+        self._drop_body()
+        self.write(refusal(error, close=True))
+        self._linger()
+
+    def _linger(self) -> None:
+        self._ended = True
+        self._tail = b""
+        self.deadline = self._state.now + _LINGER_S
+        self.pause_upload(False)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()

@@ -1,0 +1,489 @@
+"""The life of one request: decide, send, hold the answer, move on or relay, close the ticket.
+
+Until the client has seen a byte, a failed attempt moves to the next choice of the same decision;
+after that it never does. `_end` is reached exactly once, whatever happens, and closes the ticket.
+
+No task and no future per request: connections call in, and one coarse tick calls `expired`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from warmlane.router.answers import Answer
+from warmlane.router.attempts import SUSPECT, Attempts, Fault
+from warmlane.router.errors import NoReplica, RequestError, RouterError
+from warmlane.router.problems import stream_error_event
+from warmlane.router.proxy.heads import RequestHead, ResponseHead, request_bytes
+from warmlane.router.proxy.hold import READ_KINDS, Hold, Piece, Verdict
+from warmlane.router.proxy.relay import Relay
+from warmlane.router.requests import parse, rewrite_model
+from warmlane.router.types import Decision, Outcome, ReplicaState, Request
+
+if TYPE_CHECKING:
+    from warmlane.router.proxy.downstream import Client
+    from warmlane.router.proxy.links import Link
+    from warmlane.router.proxy.state import PoolSide, State
+    from warmlane.router.proxy.upstream import Upstream
+
+log = logging.getLogger("warmlane.proxy")
+
+# Streamed reads between two `progress` events: decode work changes slowly.
+_PROGRESS_EVERY = 16
+
+
+class Exchange:
+    """See the module."""
+
+    __slots__ = (
+        "_answer",
+        "_attempts",
+        "_body",
+        "_client",
+        "_connecting",
+        "_decision",
+        "_decision_s",
+        "_head",
+        "_hold",
+        "_link",
+        "_reads",
+        "_relay",
+        "_request",
+        "_response",
+        "_side",
+        "_slot",
+        "_started",
+        "_state",
+        "_total",
+        "_trailer",
+        "_upstream",
+        "begun",
+        "deadline",
+        "to_head",
+    )
+
+    _request: Request
+    _decision: Decision
+    _side: PoolSide
+    _link: Link
+    _relay: Relay
+
+    def __init__(
+        self, state: State, client: Client, head: RequestHead, body: bytes, trailer: bytes
+    ) -> None:
+        self._state = state
+        self._client = client
+        self._head = head
+        self._body = body
+        self._trailer = trailer
+        self.to_head = head.method == b"HEAD"
+        self.begun = False  # the client has got a byte of the answer
+        self._slot = -1
+        self._upstream: Upstream | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._attempts: Attempts | None = None
+        self._response: ResponseHead | None = None
+        self._answer: Answer | None = None
+        self._hold: Hold | None = None
+        self._reads = 0
+        self._started = monotonic()
+        self._total = self.deadline = self._started + state.timeouts.total_s
+
+    # Deciding and sending
+
+    def start(self) -> None:
+        state = self._state
+        head = self._head
+        try:
+            request, self._body = parse(
+                head.method.decode("ascii"),
+                head.path,
+                head.headers,
+                self._body,
+                transfer_params=state.transfer_params,
+            )
+        except RequestError as error:
+            self._refuse_unsent(error)
+            return
+        self._decide_and_send(request)
+
+    def _decide_and_send(self, request: Request) -> None:
+        state = self._state
+        self._request = request
+        now = monotonic()
+        try:
+            decision = self._decision = state.router.decide(request, now, state.rand(32))
+        except RouterError as error:
+            self._refuse_unsent(error)
+            return
+        self._decision_s = monotonic() - now
+        state.metrics.decision(decision.pool, self._decision_s)
+        if decision.model and request.rewrite_model:
+            self._body = rewrite_model(self._body, decision.model)
+        side = self._side = state.side(decision.pool)
+        side.budget.request()
+        self._attempt(decision.choices[0], now)
+
+    def _refuse_unsent(self, error: RouterError) -> None:
+        if isinstance(error, RequestError):
+            reason = error.code or str(error.status)
+        else:
+            reason = "no_replica" if isinstance(error, NoReplica) else "error"
+        self._state.metrics.rejected(reason)
+        self._client.answered(error)
+
+    def _attempt(self, slot: int, now: float, fresh: bool = False) -> None:
+        self._slot = slot
+        replica = self._side.pool.replicas[slot]
+        if replica is None:
+            self._failed(Fault.CONNECT, "the replica left the pool")
+            return
+        link = self._link = self._state.links.of(replica)
+        connection = None if fresh else link.take(now)
+        if connection is not None:
+            self._send(connection, now)
+            return
+        self.deadline = min(now + self._state.timeouts.connect_s, self._total)
+        self._connecting = link.connect(self)
+
+    def connected(self, connection: Upstream) -> None:
+        self._connecting = None
+        self._send(connection, monotonic())
+
+    def connect_failed(self, error: BaseException) -> None:
+        self._connecting = None
+        self._failed(Fault.CONNECT, str(error) or type(error).__name__)
+
+    def _send(self, connection: Upstream, now: float) -> None:
+        link = self._link
+        body = self._body
+        head = request_bytes(self._head, link.host_line, link.extra, len(body), self._trailer)
+        if self._trailer:
+            body = b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, self._trailer)
+        self._upstream = connection
+        self.deadline = min(now + self._state.timeouts.first_byte_s, self._total)
+        connection.send(self, head, body)
+        self._state.router.sent(self._decision.ticket, self._slot, now)
+
+    # What the connection tells
+
+    def on_head(self, head: ResponseHead, more: bool) -> None:
+        self._response = head
+        read = (
+            head.status == 200
+            and (head.sse or head.json)
+            and not head.encoded
+            and self._request.kind in READ_KINDS
+        )
+        if read:
+            self._answer = Answer(self._request.kind, head.sse)
+        timeouts = self._state.timeouts
+        if read or head.status in SUSPECT:
+            self._hold = Hold(head, self._answer, self._state.limits)
+            self.deadline = min(self._state.now + self._state.limits.hold_s, self._total)
+            return
+        self.deadline = min(self._state.now + timeouts.idle_s, self._total)
+        if not more:
+            self._client.write(self._begin())
+
+    def on_data(
+        self, raw: bytes, payload: bytes, aligned: bool, done: bool, trailer: bytes
+    ) -> None:
+        if done:
+            self._upstream = None
+        hold = self._hold
+        if hold is None:
+            self._pass(raw, payload, aligned, done, trailer)
+            return
+        answer = self._answer
+        if answer is not None:
+            answer.feed(payload)
+        verdict = hold.judge((raw, payload, aligned, trailer), done)
+        if verdict is Verdict.RELEASE:
+            self._release(hold.pieces, done)
+        elif verdict is Verdict.FAIL:
+            assert hold.fault is not None
+            self._failed(hold.fault, "")
+
+    def on_fault(self, fault: Fault, reason: str, stale: bool) -> None:
+        self._upstream = None
+        if stale and self._response is None:
+            self._attempt(self._slot, monotonic(), fresh=True)
+        elif self.begun:
+            self._side.fault(self._slot, fault)
+            self._broken(reason, "upstream_broken")
+        else:
+            self._failed(fault, reason)
+
+    def on_writable(self, writable: bool) -> None:
+        """Buffered bodies are handed over whole; nothing to throttle."""
+
+    # Failing over
+
+    def _failed(self, fault: Fault, reason: str) -> None:
+        """An attempt failed and the client has seen nothing yet."""
+        side = self._side
+        slot = self._slot
+        side.fault(slot, fault)
+        choices = self._decision.choices
+        attempts = self._attempts
+        if attempts is None:
+            retry = self._state.config.retry
+            attempts = self._attempts = Attempts(choices, side.budget, retry.attempts)
+        now = monotonic()
+        replicas = side.pool.replicas
+        usable = [
+            (replica := replicas[choice]) is not None and replica.state is ReplicaState.READY
+            for choice in choices
+        ]
+        slot = attempts.next(fault, now, usable)
+        if slot < 0:
+            self._out_of_choices(fault, reason)
+            return
+        self._drop_upstream()
+        self._response = self._answer = self._hold = None
+        self._state.metrics.retry(side.name, fault)
+        log.debug("moved pool=%s fault=%s slot=%d reason=%s", side.name, fault, slot, reason)
+        self._state.router.moved(self._decision.ticket, slot, now)
+        self._attempt(slot, now)
+
+    def _out_of_choices(self, fault: Fault, reason: str) -> None:
+        hold = self._hold
+        if hold is not None and fault in (Fault.BACKPRESSURE, Fault.GATEWAY):
+            # The replica's own words say it best, with its Retry-After.
+            self._release(hold.pieces, self._upstream is None)
+            return
+        self._drop_upstream()
+        self._refuse(_final_error(fault, reason))
+
+    def _refuse(self, error: RouterError) -> None:
+        """Our own answer in place of a replica's; the decision was made, so a ticket is open."""
+        status = error.status if isinstance(error, RequestError | NoReplica) else 502
+        self._end("error", status)
+        self._client.answered(error)
+
+    # Relaying
+
+    def _begin(self) -> bytes:
+        """The head for the client; from here on there is no way back."""
+        head = self._response
+        assert head is not None
+        client = self._client
+        self._hold = None
+        self.begun = True
+        self._relay = relay = Relay()
+        extra = self._debug_lines() if client.debug else b""
+        return relay.head(head, http10=self._head.http10, close=client.closing, extra=extra)
+
+    def _release(self, pieces: list[Piece], done: bool) -> None:
+        """Relay all that was held, in one write."""
+        if self._answer is not None and not done:
+            now = monotonic()
+            self._state.metrics.ttft(self._side.name, now - self._started)
+            self._state.router.first_token(self._decision.ticket, now)
+        out = self._begin()
+        if self._cut_short():
+            self._engine_error(b"".join([piece[1] for piece in pieces]), out)
+            return
+        relay = self._relay
+        if len(pieces) == 1:
+            raw, payload, aligned, trailer = pieces[0]
+            out += relay.body(raw, payload, aligned, done, trailer)
+        else:
+            parts = [out]
+            for raw, payload, aligned, trailer in pieces[:-1]:
+                parts.append(relay.body(raw, payload, aligned, False, trailer))
+            raw, payload, aligned, trailer = pieces[-1]
+            parts.append(relay.body(raw, payload, aligned, done, trailer))
+            out = b"".join(parts)
+        self._client.write(out)
+        self._touch()
+        if done:
+            self._finish()
+
+    def _pass(self, raw: bytes, payload: bytes, aligned: bool, done: bool, trailer: bytes) -> None:
+        """Relay one read at once."""
+        out = b"" if self.begun else self._begin()
+        answer = self._answer
+        if answer is not None:
+            answer.feed(payload)
+            if self._cut_short():
+                self._engine_error(payload, out)
+                return
+            self._reads += 1
+            if not self._reads % _PROGRESS_EVERY:
+                self._state.router.progress(self._decision.ticket, self._reads)
+        body = self._relay.body(raw, payload, aligned, done, trailer)
+        if body or out:
+            self._client.write(out + body if out else body)
+        self._touch()
+        if done:
+            self._finish()
+
+    def _cut_short(self) -> bool:
+        """The engine broke its own stream: an error event, or tokens and then "abort" (what vLLM
+        sends when it is stopped). Both come with a clean [DONE], which must not pass."""
+        answer = self._answer
+        if answer is None:
+            return False
+        if answer.error:
+            return True
+        head = self._response
+        return answer.finish_reason == "abort" and head is not None and head.sse
+
+    def _engine_error(self, payload: bytes, begin: bytes) -> None:
+        """Pass the engine's words up to its error, then end the stream as a broken one."""
+        answer = self._answer
+        assert answer is not None
+        event = b"" if answer.error else stream_error_event(_ABORTED, "engine_aborted")
+        if self._response is not None and self._response.sse:
+            self._client.write(begin + self._relay.error_end(payload, event))
+        self._side.fault(self._slot, Fault.ERROR_EVENT if answer.error else Fault.ABORTED)
+        self._state.metrics.stream_broken(self._side.name, self._replica_name())
+        self._drop_upstream()
+        self._end("error" if answer.error else "aborted", 200)
+        self._client.done(True)
+
+    def _broken(self, reason: str, code: str) -> None:
+        """The answer broke after the client had a part of it."""
+        out = self._relay.broken(stream_error_event(f"The answer broke off: {reason}", code))
+        self._state.metrics.stream_broken(self._side.name, self._replica_name())
+        self._drop_upstream()
+        assert self._response is not None
+        self._end("error", self._response.status)
+        if out is None:
+            self._client.cut()
+            return
+        self._client.write(out)
+        self._client.done(True)
+
+    # Ending
+
+    def _finish(self) -> None:
+        """The answer went out whole."""
+        head = self._response
+        answer = self._answer
+        assert head is not None
+        if head.status < 500:
+            self._side.ejector.ok(self._slot)
+        elif head.status not in SUSPECT:
+            self._side.fault(self._slot, Fault.SERVER)
+        status = "ok" if head.status < 400 else "error"
+        if answer is not None and answer.finish_reason == "abort":
+            status = "aborted"
+        self._end(status, head.status)
+        self._client.done(self._relay.close)
+
+    def expired(self, now: float) -> None:
+        """A time-out of this request; called by the tick."""
+        if self._hold is not None and self._hold.pieces and now < self._total:
+            self._held_too_long(self._hold)
+        elif self._connecting is not None:
+            self._failed(Fault.CONNECT, "connect time-out")
+        elif self.begun:
+            if self._client.stalled:  # it is the client who does not read
+                self.cancel()
+                self._client.cut()
+                return
+            self._side.fault(self._slot, Fault.TIMEOUT)
+            self._broken("time-out", "timeout")
+        elif now >= self._total:
+            self._drop_upstream()
+            self._refuse(_final_error(Fault.TIMEOUT, "total time-out"))
+        else:
+            self._failed(Fault.TIMEOUT, "no answer in time")
+
+    def _held_too_long(self, hold: Hold) -> None:
+        if hold.give_up() is Verdict.RELEASE:
+            self._release(hold.pieces, False)
+        else:
+            assert hold.fault is not None
+            self._failed(hold.fault, "")
+
+    def cancel(self) -> None:
+        """The client is gone, or the proxy stops: the replica must not work for nobody."""
+        self._drop_upstream()
+        self._state.metrics.client_gone(self._side.name)
+        self._end("cancelled", 499)
+
+    def pause(self) -> None:
+        """The client reads slower than the replica writes."""
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def resume(self) -> None:
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    def _touch(self) -> None:
+        """Something moved: the silence starts anew."""
+        self.deadline = min(self._state.now + self._state.timeouts.idle_s, self._total)
+
+    def _drop_upstream(self) -> None:
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None:
+            connecting.cancel()
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
+
+    def _end(self, status: str, http_status: int) -> None:
+        """Close the ticket and count. Exactly once per decided request."""
+        now = monotonic()
+        state = self._state
+        decision = self._decision
+        answer = self._answer
+        if answer is None:
+            outcome = _OK if status == "ok" else Outcome(status=status)
+        else:
+            outcome = answer.outcome(status)
+        state.router.close(decision.ticket, outcome, now)
+        metrics = state.metrics
+        name = self._replica_name()
+        metrics.request_done(decision.pool, name, self._request.kind, http_status)
+        metrics.duration(decision.pool, now - self._started)
+        if status == "ok":
+            prompt = outcome.prompt_tokens
+            metrics.hit(
+                decision.pool,
+                name,
+                self._hit_tokens(),
+                outcome.cached_tokens,
+                decision.prompt_tokens if prompt is None else prompt,
+            )
+
+    def _replica_name(self) -> str:
+        return self._link.replica.name
+
+    def _hit_tokens(self) -> int:
+        decision = self._decision
+        return decision.hit_tokens[decision.choices.index(self._slot)]
+
+    def _debug_lines(self) -> bytes:
+        lines = (
+            f"x-warmlane-replica: {self._replica_name()}\r\n"
+            f"x-warmlane-hit-tokens: {self._hit_tokens()}\r\n"
+            f"x-warmlane-decision-us: {self._decision_s * 1e6:.1f}"
+        )
+        return lines.encode("latin-1")
+
+
+_OK = Outcome()
+_ABORTED = "The engine stopped before the answer was complete."
+
+
+def _final_error(fault: Fault, reason: str) -> RouterError:
+    """What the client hears when no choice is left."""
+    detail = f": {reason}" if reason else ""
+    if fault is Fault.TIMEOUT:
+        return RequestError(
+            504, f"The replica did not answer in time{detail}.", kind="timeout_error", code="timeout"
+        )
+    if fault is Fault.ABORTED:
+        return NoReplica(_ABORTED, retry_after_s=1.0)
+    return RequestError(
+        502, f"The replica failed ({fault}){detail}.", kind="upstream_error", code=f"upstream_{fault}"
+    )
