@@ -128,7 +128,7 @@ class Limits(Tree, frozen=True, kw_only=True):
     connections: Annotated[Count, _note("client connections")] = 16_384
     inflight: Annotated[Count, _note("requests under way in the router")] = 32_768
     upstream_idle: Annotated[Count, _note("idle connections kept per replica")] = 256
-    pipelined: Annotated[Count, _note("requests a client may send ahead on one connection")] = 16
+    buffered_bytes: Annotated[Count, _note("request bodies held in memory at once")] = 2_147_483_648
     write_buffer_bytes: Annotated[
         Count, _note("unsent bytes per connection before reading stops")
     ] = 262_144

@@ -230,7 +230,7 @@ class Client(asyncio.Protocol):
             if len(data) > limits.head_bytes:
                 self._state.metrics.limit_reached("head_bytes")
                 raise RequestError(431, "The request head is too large.")
-            if data:
+            if data not in (b"", b"\r"):
                 check_start(data)
                 if not self._waiting:
                     self._waiting = True

@@ -280,10 +280,8 @@ class Exchange:
 
     def _release(self, pieces: list[Piece], done: bool) -> None:
         """Relay all that was held, in one write."""
-        if self._answer is not None and not done:
-            now = monotonic()
-            self._state.metrics.ttft(self._side.name, now - self._started)
-            self._state.router.first_token(self._decision.ticket, now)
+        if self._answer is not None:
+            self._state.router.first_token(self._decision.ticket, monotonic())
         out = self._begin()
         if self._cut_short():
             self._engine_error(b"".join([piece[1] for piece in pieces]), out)
@@ -441,19 +439,9 @@ class Exchange:
         else:
             outcome = answer.outcome(status)
         state.router.close(decision.ticket, outcome, now)
-        metrics = state.metrics
-        name = self._replica_name()
-        metrics.request_done(decision.pool, name, self._request.kind, http_status)
-        metrics.duration(decision.pool, now - self._started)
-        if status == "ok":
-            prompt = outcome.prompt_tokens
-            metrics.hit(
-                decision.pool,
-                name,
-                self._hit_tokens(),
-                outcome.cached_tokens,
-                decision.prompt_tokens if prompt is None else prompt,
-            )
+        state.metrics.request_done(
+            decision.pool, self._replica_name(), self._request.kind, http_status
+        )
 
     def _replica_name(self) -> str:
         return self._link.replica.name

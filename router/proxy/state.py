@@ -116,6 +116,8 @@ class State:
         for client in [client for client in self.clients if client.due() <= now]:
             client.expired(now)
         self.links.expire(now)
+        self.metrics.client_connections = len(self.clients)
+        self.metrics.upstream_connections = len(self.links.connections)
         for side in self.sides.values():
             side.tick(now)
 

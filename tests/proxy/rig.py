@@ -453,6 +453,8 @@ async def rig(*engines: Engine | Script, **settings: Any) -> AsyncIterator[Rig]:
             peer.close()
         await running.settled()
     finally:
+        for peer in running.peers:
+            peer.writer.transport.abort()
         await proxy.close()
         for engine in made:
             await engine.stop()
