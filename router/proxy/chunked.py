@@ -22,7 +22,7 @@ _SIZE_SO_FAR = re.compile(
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
-class BadChunk(ValueError):
+class BadChunk(Exception):
     """The bytes are not a chunked body. The connection cannot be used any more."""
 
 

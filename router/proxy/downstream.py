@@ -248,6 +248,7 @@ class Client(asyncio.Protocol):
             self.closing = True
         if state.keys and head.path != "/health":
             state.keys.check(head.headers)
+        self.debug = state.debug_headers
         if b"x-warmlane-debug-key" in head.headers:
             self.debug = state.may_debug(head.headers[b"x-warmlane-debug-key"])
         length = head.length
@@ -321,7 +322,10 @@ class Client(asyncio.Protocol):
         if not self._may_start():
             return
         exchange = self.exchange = Exchange(state, self, head, body, trailer)
-        exchange.start()
+        try:
+            exchange.start()
+        except Exception:
+            exchange.crashed()
 
     def _may_start(self) -> bool:
         state = self._state
@@ -349,8 +353,8 @@ class Client(asyncio.Protocol):
         if not self._may_start():
             return b""
         upload = self.exchange = Upload(self._state, self, head, buffered, b"")
-        upload.begin(chunks, head.length)
-        if rest and not whole:
+        upload.begin(chunks, head.length, rest)
+        if rest and not whole and self.exchange is upload:
             self._upload(rest)
         return b""
 

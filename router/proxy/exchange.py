@@ -17,7 +17,7 @@ from warmlane.router.answers import Answer
 from warmlane.router.attempts import SUSPECT, Attempts, Fault
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.problems import stream_error_event
-from warmlane.router.proxy.heads import RequestHead, ResponseHead, request_bytes
+from warmlane.router.proxy.heads import Framing, RequestHead, ResponseHead, request_bytes
 from warmlane.router.proxy.hold import READ_KINDS, Hold, Piece, Verdict
 from warmlane.router.proxy.relay import Relay
 from warmlane.router.requests import parse, rewrite_model
@@ -49,6 +49,7 @@ class Exchange:
         "_head",
         "_hold",
         "_link",
+        "_open",
         "_reads",
         "_relay",
         "_request",
@@ -81,6 +82,7 @@ class Exchange:
         self._trailer = trailer
         self.to_head = head.method == b"HEAD"
         self.begun = False  # the client has got a byte of the answer
+        self._open = False  # the ticket
         self._slot = -1
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -119,9 +121,10 @@ class Exchange:
         except RouterError as error:
             self._refuse_unsent(error)
             return
+        self._open = True
         self._decision_s = monotonic() - now
         state.metrics.decision(decision.pool, self._decision_s)
-        if decision.model and request.rewrite_model:
+        if decision.model and request.rewrite_model and self._body:
             self._body = rewrite_model(self._body, decision.model)
         side = self._side = state.side(decision.pool)
         side.budget.request()
@@ -194,6 +197,9 @@ class Exchange:
     ) -> None:
         if done:
             self._upstream = None
+            if self._ends_without_end():
+                self.on_fault(Fault.RESET, "the stream ended without its last event", False)
+                return
         hold = self._hold
         if hold is None:
             self._pass(raw, payload, aligned, done, trailer)
@@ -207,6 +213,13 @@ class Exchange:
         elif verdict is Verdict.FAIL:
             assert hold.fault is not None
             self._failed(hold.fault, "")
+
+    def _ends_without_end(self) -> bool:
+        """A stream with neither length nor chunks looks whole when it is cut; its end event tells."""
+        head, answer = self._response, self._answer
+        if head is None or head.framing is not Framing.CLOSE or answer is None:
+            return False
+        return head.sse and not answer.done
 
     def on_fault(self, fault: Fault, reason: str, stale: bool) -> None:
         self._upstream = None
@@ -407,6 +420,22 @@ class Exchange:
         self._state.metrics.client_gone(self._side.name)
         self._end("cancelled", 499)
 
+    def crashed(self) -> None:
+        """An exception where none should be, now being handled: this request alone fails."""
+        log.exception("a request failed inside the router")
+        self._state.metrics.rejected("internal_error")
+        self._drop_upstream()
+        if self._open:
+            self._end("error", 500)
+        if self._client.exchange is not self:
+            return
+        if self.begun:
+            self._client.cut()
+        else:
+            self._client.answered(
+                RequestError(500, "Internal error.", kind="server_error", code="internal_error")
+            )
+
     def pause(self) -> None:
         """The client reads slower than the replica writes."""
         if self._upstream is not None:
@@ -430,6 +459,8 @@ class Exchange:
 
     def _end(self, status: str, http_status: int) -> None:
         """Close the ticket and count. Exactly once per decided request."""
+        assert self._open
+        self._open = False
         now = monotonic()
         state = self._state
         decision = self._decision

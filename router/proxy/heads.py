@@ -22,23 +22,27 @@ from httptools import (
 )
 
 from warmlane.router.errors import RequestError
-from warmlane.router.requests import HOP_HEADERS, INTERNAL_HEADERS
+from warmlane.router.requests import HOP_HEADERS, INTERNAL_HEADERS, INTERNAL_PREFIXES, is_internal
 
 CRLF: Final = b"\r\n"
 END: Final = b"\r\n\r\n"
 # Names that a Connection header may not remove: they frame or address the message.
 _KEPT: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"authorization"})
 _DROPPED: Final = (
-    frozenset(HOP_HEADERS) | frozenset(INTERNAL_HEADERS) | {b"expect", b"x-data-parallel-rank"}
+    HOP_HEADERS | INTERNAL_HEADERS | {b"expect"}
 ) - {b"transfer-encoding", b"trailer"}
 _WATCHED_REQUEST: Final = _DROPPED | {b"host", b"content-length", b"transfer-encoding"}
-_WATCHED_RESPONSE: Final = frozenset(HOP_HEADERS) | {
+_WATCHED_RESPONSE: Final = HOP_HEADERS | {
     b"content-length",
     b"content-type",
     b"content-encoding",
 }
 _START: Final = re.compile(rb"[A-Z-]{1,24}(?: |\Z)")
 _VERSIONS: Final = {b"HTTP/1.1": False, b"HTTP/1.0": True}
+
+
+class BadAnswer(Exception):
+    """A replica sent what is not HTTP/1. The connection cannot be used any more."""
 
 
 class Framing(IntEnum):
@@ -97,7 +101,8 @@ class RequestReader:
         count = self._count = self._count + 1
         name = name.lower()
         self._headers[name] = value
-        if name in _WATCHED_REQUEST:
+        # 120 is "x": most names fail this comparison, which is cheaper than the second.
+        if name in _WATCHED_REQUEST or (name[0] == 120 and name.startswith(INTERNAL_PREFIXES)):
             self._watched.append((count, name, value.strip(b" \t")))
 
     def read(self, raw: bytes) -> RequestHead:
@@ -141,9 +146,12 @@ def safe_trailer(trailer: bytes) -> bytes:
     if not trailer:
         return b""
     lines = [line for line in trailer.split(CRLF) if line]
-    names = _WATCHED_REQUEST | _KEPT
-    kept = [line for line in lines if line.partition(b":")[0].lower() not in names]
-    return b"".join([line + CRLF for line in kept])
+    kept = [line + CRLF for line in lines if _may_trail(line.partition(b":")[0].lower())]
+    return b"".join(kept)
+
+
+def _may_trail(name: bytes) -> bool:
+    return name not in _WATCHED_REQUEST and name not in _KEPT and not is_internal(name)
 
 
 def _read_request_line(head: RequestHead) -> None:
@@ -310,22 +318,22 @@ class ResponseReader:
             self._watched.append((count, name, value))
 
     def read(self, raw: bytes, to_head: bool) -> ResponseHead:
-        """The head in `raw`. Raises ValueError when a replica sends what is not HTTP/1."""
+        """The head in `raw`. Raises BadAnswer when a replica sends what is not HTTP/1."""
         self._watched = []
         self._count = 0
         parser = self._parser
         try:
             parser.feed_data(raw)
         except HttpParserUpgrade:
-            raise ValueError("the replica switched protocols") from None
+            raise BadAnswer("the replica switched protocols") from None
         except HttpParserError as error:
-            raise ValueError(f"malformed answer: {error}") from None
+            raise BadAnswer(f"malformed answer: {error}") from None
         head = ResponseHead()
         head.raw = raw
         head.watched = self._watched
         head.status = parser.get_status_code()
         if raw[:8] not in _VERSIONS or raw.count(CRLF) != self._count + 2:
-            raise ValueError("malformed answer head")
+            raise BadAnswer("malformed answer head")
         _read_response(head, raw.startswith(b"HTTP/1.0"), to_head)
         return head
 
@@ -354,7 +362,7 @@ def _read_response(head: ResponseHead, http10: bool, to_head: bool) -> None:
             head.length = int(value)
         elif name == b"transfer-encoding":
             if value.strip().lower() != b"chunked":
-                raise ValueError("unknown transfer coding")
+                raise BadAnswer("unknown transfer coding")
             framing = Framing.CHUNKED
         elif name == b"connection":
             names = frozenset(token.strip() for token in value.lower().split(b","))

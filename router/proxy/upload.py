@@ -12,7 +12,7 @@ from warmlane.router.attempts import Fault
 from warmlane.router.proxy.chunked import ChunkReader
 from warmlane.router.proxy.exchange import Exchange
 from warmlane.router.proxy.heads import request_bytes
-from warmlane.router.types import Kind, Request
+from warmlane.router.requests import parse
 
 if TYPE_CHECKING:
     from warmlane.router.proxy.upstream import Upstream
@@ -26,12 +26,14 @@ class Upload(Exchange):
     _chunks: ChunkReader | None
     _left: int
 
-    def begin(self, chunks: ChunkReader | None, length: int) -> None:
-        """chunks: the reader of a chunked body, None for one of `length` bytes."""
+    def begin(self, chunks: ChunkReader | None, length: int, first: bytes) -> None:
+        """chunks: the reader of a chunked body, None for one of `length` bytes. first: the form's
+        first bytes, which may name the model; they still have to be fed."""
         self._chunks = chunks
         self._left = length
         self._sent = False
-        request = Request(kind=Kind.OTHER, path=self._head.path, rewrite_model=False)
+        head = self._head
+        request, _ = parse("POST", head.path, head.headers, first or self._body)
         self._client.pause_upload(True)
         self._decide_and_send(request)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from warmlane.router.attempts import Fault
 from warmlane.router.proxy.chunked import BadChunk, ChunkReader
-from warmlane.router.proxy.heads import END, Framing, ResponseHead, ResponseReader
+from warmlane.router.proxy.heads import END, BadAnswer, Framing, ResponseHead, ResponseReader
 
 if TYPE_CHECKING:
     from warmlane.router.proxy.links import Link
@@ -36,6 +36,7 @@ class Listener(Protocol):
     ) -> None: ...
     def on_fault(self, fault: Fault, reason: str, stale: bool) -> None: ...
     def on_writable(self, writable: bool) -> None: ...
+    def crashed(self) -> None: ...
 
 
 class Upstream(asyncio.Protocol):
@@ -121,8 +122,12 @@ class Upstream(asyncio.Protocol):
                 if not data and self._framing is not Framing.NONE:
                     return
             self._read_body(data, listener)
-        except (ValueError, BadChunk) as error:
+        except (BadAnswer, BadChunk) as error:
             self._fail(Fault.PROTOCOL, str(error))
+        except Exception:
+            # A bug of ours must cost one request, not leave its client waiting for ever.
+            self.abort()
+            listener.crashed()
 
     # For the exchange
 
@@ -170,7 +175,7 @@ class Upstream(asyncio.Protocol):
             end = data.find(END)
             if end < 0:
                 if len(data) > MAX_HEAD:
-                    raise ValueError("answer head too large")
+                    raise BadAnswer("answer head too large")
                 self._buffer = data
                 return None
             end += 4

@@ -419,10 +419,16 @@ class Rig:
         """Sum of a counter over its labels."""
         return int(sum(self.router.metrics.counts.get(f"warmlane_{family}", {}).values()))
 
+    async def busy(self) -> None:
+        """Wait until a request is under way."""
+        while not self.proxy.inflight:
+            await asyncio.sleep(0.005)
+
     async def settled(self) -> None:
         """Wait until nothing is under way, then check that nothing leaked."""
         for _ in range(400):
-            if not self.proxy.inflight and not self.router.open_tickets:
+            state = self.proxy.state
+            if not (state.inflight or state.buffered_bytes or self.router.open_tickets):
                 break
             await asyncio.sleep(0.01)
         assert self.proxy.inflight == 0
