@@ -13,18 +13,14 @@ import struct
 from typing import TYPE_CHECKING, cast
 
 from warmlane.router.errors import NoReplica, RequestError, RouterError
+from warmlane.router.proxy.body import BodyReader
 from warmlane.router.proxy.chunked import BadChunk, ChunkReader
 from warmlane.router.proxy.exchange import Exchange
-from warmlane.router.proxy.heads import (
-    END,
-    RequestHead,
-    RequestReader,
-    check_start,
-    safe_trailer,
-)
 from warmlane.router.proxy.local import local_answer
 from warmlane.router.proxy.replies import CONTINUE, refusal, reply
+from warmlane.router.proxy.request_head import RequestHead, RequestReader, check_start
 from warmlane.router.proxy.upload import Upload
+from warmlane.router.proxy.wire import END
 
 if TYPE_CHECKING:
     from warmlane.router.proxy.state import State
@@ -41,16 +37,12 @@ class Client(asyncio.Protocol):
 
     __slots__ = (
         "_body",
-        "_body_head",
-        "_chunks",
         "_ended",
-        "_left",
         "_paused",
         "_pumping",
         "_reader",
         "_state",
         "_tail",
-        "_taken",
         "_waiting",
         "closing",
         "deadline",
@@ -66,11 +58,7 @@ class Client(asyncio.Protocol):
         self._state = state
         self._reader = RequestReader()
         self._tail = b""  # bytes not yet taken: part of a head, or pipelined requests
-        self._body_head: RequestHead | None = None  # its body is being read
-        self._body: list[bytes] = []
-        self._taken = 0  # body bytes in _body
-        self._left = 0
-        self._chunks: ChunkReader | None = None
+        self._body: BodyReader | None = None  # of the request that is being read
         self._pumping = False
         self._waiting = False  # for the rest of a head
         self._paused = False  # we do not read
@@ -90,14 +78,14 @@ class Client(asyncio.Protocol):
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport.set_write_buffer_limits(high=state.limits.write_buffer_bytes)
-        state.clients.add(self)
+        state.clients.enter(self)
         self.deadline = state.now + state.timeouts.head_s
         if len(state.clients) > state.limits.connections:
             state.metrics.limit_reached("connections")
             self._refuse(RequestError(503, "Too many connections.", kind="overloaded_error"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state.clients.discard(self)
+        self._state.clients.leave(self)
         self._drop_body()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
@@ -184,7 +172,7 @@ class Client(asyncio.Protocol):
             self.exchange.expired(now)
         elif self._ended:
             self.transport.abort()
-        elif self._tail or self._body_head is not None:
+        elif self._tail or self._body is not None:
             self._refuse(RequestError(408, "The request took too long.", kind="timeout_error"))
         else:
             self.transport.close()
@@ -196,7 +184,7 @@ class Client(asyncio.Protocol):
     def finish(self) -> None:
         """Drain: close now if idle, else after the present answer."""
         self.closing = True
-        if self.exchange is None and self._body_head is None and not self._tail:
+        if self.exchange is None and self._body is None and not self._tail:
             self.transport.close()
 
     # Reading requests
@@ -220,8 +208,8 @@ class Client(asyncio.Protocol):
 
     def _take(self, data: bytes) -> bytes:
         """Take one head or a part of a body; the bytes behind it."""
-        if self._body_head is not None:
-            return self._take_body(self._body_head, data)
+        if self._body is not None:
+            return self._take_body(self._body, data)
         while data.startswith(b"\r\n"):  # RFC 9112, section 2.2: empty lines before a request
             data = data[2:]
         end = data.find(END)
@@ -260,55 +248,35 @@ class Client(asyncio.Protocol):
             return rest[length:]
         if length > state.limits.body_bytes:
             return self._too_large(head, rest)
-        self._body_head = head
-        self._left = length
-        self._chunks = ChunkReader() if head.chunked else None
         self.deadline = state.now + state.timeouts.head_s
+        self._body = body_reader = BodyReader(head, self._reader)
         if head.expect and not rest:
             self.write(CONTINUE)
-        return self._take_body(head, rest) if rest else b""
+        return self._take_body(body_reader, rest) if rest else b""
 
-    def _take_body(self, head: RequestHead, data: bytes) -> bytes:
-        chunks = self._chunks
-        if chunks is None:
-            piece = data[: self._left]
-            self._reader.skip_body(head, piece)
-            self._left -= len(piece)
-            self._buffer(piece)
-            if self._left:
-                return b""
-            body = self._drop_body()
-            self._start(head, body, b"")
-            return data[len(piece) :]
-        self._buffer(chunks.feed(data))
-        if self._taken > self._state.limits.body_bytes:
-            return self._too_large(head, data[chunks.used :])
-        if not chunks.done:
-            return b""
-        body = self._drop_body()
-        self._reader.skip_body(head, b"")
-        self._start(head, body, safe_trailer(chunks.trailer))
-        return data[chunks.used :]
-
-    def _buffer(self, piece: bytes) -> None:
+    def _take_body(self, body: BodyReader, data: bytes) -> bytes:
         state = self._state
-        self._body.append(piece)
-        self._taken += len(piece)
-        self.deadline += len(piece) / _MIN_BYTES_PER_S
-        state.buffered_bytes += len(piece)
+        before = body.size
+        rest = body.feed(data)
+        grown = body.size - before
+        self.deadline += grown / _MIN_BYTES_PER_S
+        state.buffered_bytes += grown
         if state.buffered_bytes > state.limits.buffered_bytes:
             state.metrics.limit_reached("buffered_bytes")
             raise RequestError(503, "Too many request bodies under way.", kind="overloaded_error")
+        if body.size > state.limits.body_bytes:
+            return self._too_large(body.head, rest)
+        if body.done:
+            self._start(body.head, self._drop_body(), body.trailer)
+        return rest
 
     def _drop_body(self) -> bytes:
-        """Forget the body that was being read; what there was of it."""
-        body = b"".join(self._body)
-        self._state.buffered_bytes -= self._taken
-        self._body = []
-        self._body_head = None
-        self._chunks = None
-        self._taken = 0
-        return body
+        """The body that was being read is complete or not wanted any more."""
+        body, self._body = self._body, None
+        if body is None:
+            return b""
+        self._state.buffered_bytes -= body.size
+        return body.join()
 
     def _start(self, head: RequestHead, body: bytes, trailer: bytes) -> None:
         state = self._state
@@ -324,7 +292,7 @@ class Client(asyncio.Protocol):
         exchange = self.exchange = Exchange(state, self, head, body, trailer)
         try:
             exchange.start()
-        except Exception:
+        except Exception:  # noqa: BLE001 - reported by crashed()
             exchange.crashed()
 
     def _may_start(self) -> bool:
@@ -345,16 +313,17 @@ class Client(asyncio.Protocol):
             self._state.metrics.limit_reached("body_bytes")
             raise RequestError(413, "The request body is too large.", code="body_too_large")
         self.closing = True  # it may be answered before its body ends: no request follows
-        if head.expect and not rest and not self._taken:
+        chunks = ChunkReader() if head.chunked else None
+        if self._body is not None:
+            chunks = self._body.chunks
+        elif head.expect and not rest:
             self.write(CONTINUE)
-        chunks = self._chunks if head.chunked else None
-        whole = chunks is not None and chunks.done
         buffered = self._drop_body()
         if not self._may_start():
             return b""
         upload = self.exchange = Upload(self._state, self, head, buffered, b"")
         upload.begin(chunks, head.length, rest)
-        if rest and not whole and self.exchange is upload:
+        if rest and self.exchange is upload:
             self._upload(rest)
         return b""
 

@@ -8,91 +8,27 @@ No task and no future per request: connections call in, and one coarse tick call
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from warmlane.router.answers import Answer
-from warmlane.router.attempts import SUSPECT, Attempts, Fault
+from warmlane.router.attempts import Attempts, Fault
 from warmlane.router.errors import NoReplica, RequestError, RouterError
-from warmlane.router.problems import stream_error_event
-from warmlane.router.proxy.heads import Framing, RequestHead, ResponseHead, request_bytes
-from warmlane.router.proxy.hold import READ_KINDS, Hold, Piece, Verdict
-from warmlane.router.proxy.relay import Relay
+from warmlane.router.proxy.delivery import ABORTED, Delivery
+from warmlane.router.proxy.request_head import request_bytes
 from warmlane.router.requests import parse, rewrite_model
-from warmlane.router.types import Decision, Outcome, ReplicaState, Request
+from warmlane.router.types import ReplicaState, Request
 
 if TYPE_CHECKING:
-    from warmlane.router.proxy.downstream import Client
-    from warmlane.router.proxy.links import Link
-    from warmlane.router.proxy.state import PoolSide, State
     from warmlane.router.proxy.upstream import Upstream
 
 log = logging.getLogger("warmlane.proxy")
 
-# Streamed reads between two `progress` events: decode work changes slowly.
-_PROGRESS_EVERY = 16
 
-
-class Exchange:
+class Exchange(Delivery):
     """See the module."""
 
-    __slots__ = (
-        "_answer",
-        "_attempts",
-        "_body",
-        "_client",
-        "_connecting",
-        "_decision",
-        "_decision_s",
-        "_head",
-        "_hold",
-        "_link",
-        "_open",
-        "_reads",
-        "_relay",
-        "_request",
-        "_response",
-        "_side",
-        "_slot",
-        "_started",
-        "_state",
-        "_total",
-        "_trailer",
-        "_upstream",
-        "begun",
-        "deadline",
-        "to_head",
-    )
-
-    _request: Request
-    _decision: Decision
-    _side: PoolSide
-    _link: Link
-    _relay: Relay
-
-    def __init__(
-        self, state: State, client: Client, head: RequestHead, body: bytes, trailer: bytes
-    ) -> None:
-        self._state = state
-        self._client = client
-        self._head = head
-        self._body = body
-        self._trailer = trailer
-        self.to_head = head.method == b"HEAD"
-        self.begun = False  # the client has got a byte of the answer
-        self._open = False  # the ticket
-        self._slot = -1
-        self._upstream: Upstream | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._attempts: Attempts | None = None
-        self._response: ResponseHead | None = None
-        self._answer: Answer | None = None
-        self._hold: Hold | None = None
-        self._reads = 0
-        self._started = monotonic()
-        self._total = self.deadline = self._started + state.timeouts.total_s
+    __slots__ = ()
 
     # Deciding and sending
 
@@ -171,66 +107,6 @@ class Exchange:
         connection.send(self, head, body)
         self._state.router.sent(self._decision.ticket, self._slot, now)
 
-    # What the connection tells
-
-    def on_head(self, head: ResponseHead, more: bool) -> None:
-        self._response = head
-        read = (
-            head.status == 200
-            and (head.sse or head.json)
-            and not head.encoded
-            and self._request.kind in READ_KINDS
-        )
-        if read:
-            self._answer = Answer(self._request.kind, head.sse)
-        timeouts = self._state.timeouts
-        if read or head.status in SUSPECT:
-            self._hold = Hold(head, self._answer, self._state.limits)
-            self.deadline = min(self._state.now + self._state.limits.hold_s, self._total)
-            return
-        self.deadline = min(self._state.now + timeouts.idle_s, self._total)
-        if not more:
-            self._client.write(self._begin())
-
-    def on_data(
-        self, raw: bytes, payload: bytes, aligned: bool, done: bool, trailer: bytes
-    ) -> None:
-        if done:
-            self._upstream = None
-            if self._ends_without_end():
-                self.on_fault(Fault.RESET, "the stream ended without its last event", False)
-                return
-        hold = self._hold
-        if hold is None:
-            self._pass(raw, payload, aligned, done, trailer)
-            return
-        answer = self._answer
-        if answer is not None:
-            answer.feed(payload)
-        verdict = hold.judge((raw, payload, aligned, trailer), done)
-        if verdict is Verdict.RELEASE:
-            self._release(hold.pieces, done)
-        elif verdict is Verdict.FAIL:
-            assert hold.fault is not None
-            self._failed(hold.fault, "")
-
-    def _ends_without_end(self) -> bool:
-        """A stream with neither length nor chunks looks whole when it is cut; its end event tells."""
-        head, answer = self._response, self._answer
-        if head is None or head.framing is not Framing.CLOSE or answer is None:
-            return False
-        return head.sse and not answer.done
-
-    def on_fault(self, fault: Fault, reason: str, stale: bool) -> None:
-        self._upstream = None
-        if stale and self._response is None:
-            self._attempt(self._slot, monotonic(), fresh=True)
-        elif self.begun:
-            self._side.fault(self._slot, fault)
-            self._broken(reason, "upstream_broken")
-        else:
-            self._failed(fault, reason)
-
     def on_writable(self, writable: bool) -> None:
         """Buffered bodies are handed over whole; nothing to throttle."""
 
@@ -278,119 +154,11 @@ class Exchange:
         self._end("error", status)
         self._client.answered(error)
 
-    # Relaying
-
-    def _begin(self) -> bytes:
-        """The head for the client; from here on there is no way back."""
-        head = self._response
-        assert head is not None
-        client = self._client
-        self._hold = None
-        self.begun = True
-        self._relay = relay = Relay()
-        extra = self._debug_lines() if client.debug else b""
-        return relay.head(head, http10=self._head.http10, close=client.closing, extra=extra)
-
-    def _release(self, pieces: list[Piece], done: bool) -> None:
-        """Relay all that was held, in one write."""
-        if self._answer is not None:
-            self._state.router.first_token(self._decision.ticket, monotonic())
-        out = self._begin()
-        if self._cut_short():
-            self._engine_error(b"".join([piece[1] for piece in pieces]), out)
-            return
-        relay = self._relay
-        if len(pieces) == 1:
-            raw, payload, aligned, trailer = pieces[0]
-            out += relay.body(raw, payload, aligned, done, trailer)
-        else:
-            parts = [out]
-            for raw, payload, aligned, trailer in pieces[:-1]:
-                parts.append(relay.body(raw, payload, aligned, False, trailer))
-            raw, payload, aligned, trailer = pieces[-1]
-            parts.append(relay.body(raw, payload, aligned, done, trailer))
-            out = b"".join(parts)
-        self._client.write(out)
-        self._touch()
-        if done:
-            self._finish()
-
-    def _pass(self, raw: bytes, payload: bytes, aligned: bool, done: bool, trailer: bytes) -> None:
-        """Relay one read at once."""
-        out = b"" if self.begun else self._begin()
-        answer = self._answer
-        if answer is not None:
-            answer.feed(payload)
-            if self._cut_short():
-                self._engine_error(payload, out)
-                return
-            self._reads += 1
-            if not self._reads % _PROGRESS_EVERY:
-                self._state.router.progress(self._decision.ticket, self._reads)
-        body = self._relay.body(raw, payload, aligned, done, trailer)
-        if body or out:
-            self._client.write(out + body if out else body)
-        self._touch()
-        if done:
-            self._finish()
-
-    def _cut_short(self) -> bool:
-        """The engine broke its own stream: an error event, or tokens and then "abort" (what vLLM
-        sends when it is stopped). Both come with a clean [DONE], which must not pass."""
-        answer = self._answer
-        if answer is None:
-            return False
-        if answer.error:
-            return True
-        head = self._response
-        return answer.finish_reason == "abort" and head is not None and head.sse
-
-    def _engine_error(self, payload: bytes, begin: bytes) -> None:
-        """Pass the engine's words up to its error, then end the stream as a broken one."""
-        answer = self._answer
-        assert answer is not None
-        event = b"" if answer.error else stream_error_event(_ABORTED, "engine_aborted")
-        if self._response is not None and self._response.sse:
-            self._client.write(begin + self._relay.error_end(payload, event))
-        self._side.fault(self._slot, Fault.ERROR_EVENT if answer.error else Fault.ABORTED)
-        self._state.metrics.stream_broken(self._side.name, self._replica_name())
-        self._drop_upstream()
-        self._end("error" if answer.error else "aborted", 200)
-        self._client.done(True)
-
-    def _broken(self, reason: str, code: str) -> None:
-        """The answer broke after the client had a part of it."""
-        out = self._relay.broken(stream_error_event(f"The answer broke off: {reason}", code))
-        self._state.metrics.stream_broken(self._side.name, self._replica_name())
-        self._drop_upstream()
-        assert self._response is not None
-        self._end("error", self._response.status)
-        if out is None:
-            self._client.cut()
-            return
-        self._client.write(out)
-        self._client.done(True)
-
     # Ending
-
-    def _finish(self) -> None:
-        """The answer went out whole."""
-        head = self._response
-        answer = self._answer
-        assert head is not None
-        if head.status < 500:
-            self._side.ejector.ok(self._slot)
-        elif head.status not in SUSPECT:
-            self._side.fault(self._slot, Fault.SERVER)
-        status = "ok" if head.status < 400 else "error"
-        if answer is not None and answer.finish_reason == "abort":
-            status = "aborted"
-        self._end(status, head.status)
-        self._client.done(self._relay.close)
 
     def expired(self, now: float) -> None:
         """A time-out of this request; called by the tick."""
-        if self._hold is not None and self._hold.pieces and now < self._total:
+        if self._hold is not None and now < self._total:
             self._held_too_long(self._hold)
         elif self._connecting is not None:
             self._failed(Fault.CONNECT, "connect time-out")
@@ -407,13 +175,6 @@ class Exchange:
         else:
             self._failed(Fault.TIMEOUT, "no answer in time")
 
-    def _held_too_long(self, hold: Hold) -> None:
-        if hold.give_up() is Verdict.RELEASE:
-            self._release(hold.pieces, False)
-        else:
-            assert hold.fault is not None
-            self._failed(hold.fault, "")
-
     def cancel(self) -> None:
         """The client is gone, or the proxy stops: the replica must not work for nobody."""
         self._drop_upstream()
@@ -427,7 +188,7 @@ class Exchange:
         self._drop_upstream()
         if self._open:
             self._end("error", 500)
-        if self._client.exchange is not self:
+        if self._client.exchange is not self:  # it was done for the client
             return
         if self.begun:
             self._client.cut()
@@ -436,73 +197,22 @@ class Exchange:
                 RequestError(500, "Internal error.", kind="server_error", code="internal_error")
             )
 
-    def pause(self) -> None:
-        """The client reads slower than the replica writes."""
-        if self._upstream is not None:
-            self._upstream.pause()
-
-    def resume(self) -> None:
-        if self._upstream is not None:
-            self._upstream.resume()
-
-    def _touch(self) -> None:
-        """Something moved: the silence starts anew."""
-        self.deadline = min(self._state.now + self._state.timeouts.idle_s, self._total)
-
-    def _drop_upstream(self) -> None:
-        connecting, self._connecting = self._connecting, None
-        if connecting is not None:
-            connecting.cancel()
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            upstream.abort()
-
-    def _end(self, status: str, http_status: int) -> None:
-        """Close the ticket and count. Exactly once per decided request."""
-        assert self._open
-        self._open = False
-        now = monotonic()
-        state = self._state
-        decision = self._decision
-        answer = self._answer
-        if answer is None:
-            outcome = _OK if status == "ok" else Outcome(status=status)
-        else:
-            outcome = answer.outcome(status)
-        state.router.close(decision.ticket, outcome, now)
-        state.metrics.request_done(
-            decision.pool, self._replica_name(), self._request.kind, http_status
-        )
-
-    def _replica_name(self) -> str:
-        return self._link.replica.name
-
-    def _hit_tokens(self) -> int:
-        decision = self._decision
-        return decision.hit_tokens[decision.choices.index(self._slot)]
-
-    def _debug_lines(self) -> bytes:
-        lines = (
-            f"x-warmlane-replica: {self._replica_name()}\r\n"
-            f"x-warmlane-hit-tokens: {self._hit_tokens()}\r\n"
-            f"x-warmlane-decision-us: {self._decision_s * 1e6:.1f}"
-        )
-        return lines.encode("latin-1")
-
-
-_OK = Outcome()
-_ABORTED = "The engine stopped before the answer was complete."
-
 
 def _final_error(fault: Fault, reason: str) -> RouterError:
     """What the client hears when no choice is left."""
     detail = f": {reason}" if reason else ""
     if fault is Fault.TIMEOUT:
         return RequestError(
-            504, f"The replica did not answer in time{detail}.", kind="timeout_error", code="timeout"
+            504,
+            f"The replica did not answer in time{detail}.",
+            kind="timeout_error",
+            code="timeout",
         )
     if fault is Fault.ABORTED:
-        return NoReplica(_ABORTED, retry_after_s=1.0)
+        return NoReplica(ABORTED, retry_after_s=1.0)
     return RequestError(
-        502, f"The replica failed ({fault}){detail}.", kind="upstream_error", code=f"upstream_{fault}"
+        502,
+        f"The replica failed ({fault}){detail}.",
+        kind="upstream_error",
+        code=f"upstream_{fault}",
     )

@@ -14,7 +14,7 @@ from typing import Final
 from warmlane.router.answers import Answer
 from warmlane.router.attempts import SUSPECT, Fault, classify
 from warmlane.router.config import Limits
-from warmlane.router.proxy.heads import ResponseHead
+from warmlane.router.proxy.response_head import ResponseHead
 from warmlane.router.types import Kind
 
 # Kinds whose 200 answers are read while they pass: usage, first token, finish reason. Embeddings

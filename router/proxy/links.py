@@ -15,6 +15,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from warmlane.router.pool import Pool, Replica
+from warmlane.router.proxy.tracked import Tracked
 from warmlane.router.proxy.upstream import Upstream
 
 
@@ -46,7 +47,7 @@ class Link:
     def __init__(
         self,
         replica: Replica,
-        open_connections: set[Upstream],
+        open_connections: Tracked[Upstream],
         *,
         keepalive_s: float,
         max_idle: int,
@@ -132,7 +133,7 @@ class Links:
     def __init__(
         self, *, keepalive_s: float, max_idle: int, tls: Callable[[], ssl.SSLContext]
     ) -> None:
-        self.connections: set[Upstream] = set()
+        self.connections: Tracked[Upstream] = Tracked()
         self._keepalive_s = keepalive_s
         self._max_idle = max_idle
         self._tls = tls

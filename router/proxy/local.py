@@ -15,7 +15,7 @@ from warmlane.router.problems import problem
 from warmlane.router.types import ReplicaState
 
 if TYPE_CHECKING:
-    from warmlane.router.proxy.heads import RequestHead
+    from warmlane.router.proxy.request_head import RequestHead
     from warmlane.router.proxy.state import State
 
 Answer = tuple[int, list[tuple[str, str]], bytes]
@@ -42,7 +42,9 @@ def local_answer(state: State, head: RequestHead) -> Answer | None:
 def _health(state: State) -> Answer:
     """200 while at least one replica is ready, as an engine's own /health: no body."""
     ready = any(
-        replica.state is ReplicaState.READY for pool in state.router.pools.values() for replica in pool
+        replica.state is ReplicaState.READY
+        for pool in state.router.pools.values()
+        for replica in pool
     )
     return (200 if ready and not state.draining else 503), [], b""
 

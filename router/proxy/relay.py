@@ -13,11 +13,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from warmlane.router.proxy.heads import Framing, ResponseHead, response_bytes
+from warmlane.router.proxy.response_head import ResponseHead, response_bytes
+from warmlane.router.proxy.wire import LAST_CHUNK, Framing
 
 # A single event longer than this is passed on in pieces; the bound of what is kept back.
 MAX_TAIL: Final = 65_536
-LAST_CHUNK: Final = b"0\r\n\r\n"
 # The event that says "clean end" in the OpenAI dialects, and all that follows it.
 _DONE: Final = re.compile(rb"(?:^|(?<=\n))data:[ \t]*\[DONE\]")
 

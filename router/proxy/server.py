@@ -79,10 +79,11 @@ class Proxy:
         for client in list(self.state.clients):
             client.finish()
         limit = self._config.timeouts.drain_s if timeout_s is None else timeout_s
-        end = monotonic() + limit
-        while self.state.clients and monotonic() < end:
-            await asyncio.sleep(_TICK_S / 2)
-        return not self.state.clients
+        try:
+            await asyncio.wait_for(self.state.clients.emptied(), limit)
+        except TimeoutError:
+            return False
+        return True
 
     async def close(self) -> None:
         """Cut everything that is still open; tickets close as cancelled."""
@@ -90,11 +91,9 @@ class Proxy:
             self._server.close()
         for client in list(self.state.clients):
             client.transport.abort()
-        while self.state.clients:
-            await asyncio.sleep(0)
+        await self.state.clients.emptied()
         self.state.links.close()
-        while self.state.links.connections:
-            await asyncio.sleep(0)
+        await self.state.links.connections.emptied()
         if self._timer is not None:
             self._timer.cancel()
 

@@ -19,6 +19,7 @@ from warmlane.router.health import Ejector
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.proxy.access import Keys
 from warmlane.router.proxy.links import Links
+from warmlane.router.proxy.tracked import Tracked
 from warmlane.router.types import ReplicaState
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class State:
         self.inflight = 0
         self.buffered_bytes = 0
         self.draining = False
-        self.clients: set[Client] = set()
+        self.clients: Tracked[Client] = Tracked()
         self.rand = random.Random().getrandbits
         self.tls_client: ssl.SSLContext | None = None
         self.links = Links(

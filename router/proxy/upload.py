@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from warmlane.router.attempts import Fault
+from warmlane.router.errors import RequestError
 from warmlane.router.proxy.chunked import ChunkReader
 from warmlane.router.proxy.exchange import Exchange
-from warmlane.router.proxy.heads import request_bytes
+from warmlane.router.proxy.request_head import request_bytes
 from warmlane.router.requests import parse
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class Upload(Exchange):
             self._body += data  # bounded: the client is paused until there is a connection
             return
         self._touch()
+        if last:
+            wait_s = self._state.timeouts.first_byte_s
+            self.deadline = min(self._state.now + wait_s, self._total)
         upstream.write(self._frame(data, last), last)
 
     def _frame(self, data: bytes, last: bool) -> bytes:
@@ -64,13 +68,25 @@ class Upload(Exchange):
         link = self._link
         head = request_bytes(self._head, link.host_line, link.extra, -1)
         data, self._body = self._body, b""
-        last = self._chunks.done if self._chunks is not None else self._left == 0
+        last = self._whole()
         self._upstream = connection
         self._sent = True
         self.deadline = min(now + self._state.timeouts.first_byte_s, self._total)
         connection.send(self, head, self._frame(data, last), last)
         self._state.router.sent(self._decision.ticket, self._slot, now)
         self._client.pause_upload(False)
+
+    def _whole(self) -> bool:
+        """Whether all of the body has arrived here."""
+        return self._chunks.done if self._chunks is not None else self._left == 0
+
+    def expired(self, now: float) -> None:
+        if self.begun or self._upstream is None or self._whole():
+            super().expired(now)
+            return
+        # It is the client who is slow: nothing is wrong with the replica.
+        self._drop_upstream()
+        self._refuse(RequestError(408, "The request took too long.", kind="timeout_error"))
 
     def on_writable(self, writable: bool) -> None:
         self._client.pause_upload(not writable)

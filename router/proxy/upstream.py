@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from warmlane.router.attempts import Fault
 from warmlane.router.proxy.chunked import BadChunk, ChunkReader
-from warmlane.router.proxy.heads import END, BadAnswer, Framing, ResponseHead, ResponseReader
+from warmlane.router.proxy.response_head import BadAnswer, ResponseHead, ResponseReader
+from warmlane.router.proxy.tracked import Tracked
+from warmlane.router.proxy.wire import END, Framing
 
 if TYPE_CHECKING:
     from warmlane.router.proxy.links import Link
@@ -62,7 +64,7 @@ class Upstream(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, link: Link, connections: set[Upstream]) -> None:
+    def __init__(self, link: Link, connections: Tracked[Upstream]) -> None:
         self._link = link
         self._connections = connections
         self._listener: Listener | None = None
@@ -86,11 +88,11 @@ class Upstream(asyncio.Protocol):
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.usable = True
-        self._connections.add(self)
+        self._connections.enter(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
-        self._connections.discard(self)
+        self._connections.leave(self)
         listener = self._listener
         if listener is None:
             return
@@ -124,7 +126,7 @@ class Upstream(asyncio.Protocol):
             self._read_body(data, listener)
         except (BadAnswer, BadChunk) as error:
             self._fail(Fault.PROTOCOL, str(error))
-        except Exception:
+        except Exception:  # noqa: BLE001 - reported by crashed()
             # A bug of ours must cost one request, not leave its client waiting for ever.
             self.abort()
             listener.crashed()

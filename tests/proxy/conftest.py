@@ -7,5 +7,7 @@ from collections.abc import Callable
 import uvloop
 
 
-def pytest_asyncio_loop_factories(config: object, item: object) -> dict[str, Callable[[], uvloop.Loop]]:
+def pytest_asyncio_loop_factories(
+    config: object, item: object
+) -> dict[str, Callable[[], uvloop.Loop]]:
     return {"uvloop": uvloop.new_event_loop}

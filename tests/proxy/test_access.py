@@ -41,7 +41,9 @@ def trusting(cert: Path) -> ssl.SSLContext:
 
 async def test_tls_listener(certificate: tuple[Path, Path]) -> None:
     cert, key = certificate
-    async with rig(streams(*STREAM), listen={"tls_cert": str(cert), "tls_key": str(key)}) as running:
+    async with rig(
+        streams(*STREAM), listen={"tls_cert": str(cert), "tls_key": str(key)}
+    ) as running:
         peer = await running.connect(tls=trusting(cert))
         for _ in range(2):
             await peer.send(post(chat_body(stream=True)))
@@ -69,7 +71,9 @@ async def test_certificate_is_reloaded(tmp_path: Path) -> None:
         assert (await peer.reply()).status == 200
 
 
-async def test_https_replica(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_https_replica(
+    certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cert, key = certificate
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -203,7 +207,10 @@ async def test_unknown_paths_pass() -> None:
             await running.ask(post(b'{"model":"m"}', path))
         await running.ask(get("/metrics"), "GET")
         await running.ask(get("/a/b", method="DELETE"), "DELETE")
-        assert [seen.lines[0].split()[0] for seen in running.seen] == [b"POST"] * 4 + [b"GET", b"DELETE"]
+        assert [seen.lines[0].split()[0] for seen in running.seen] == [b"POST"] * 4 + [
+            b"GET",
+            b"DELETE",
+        ]
 
 
 async def test_concurrent_clients_do_not_mix() -> None:

@@ -45,10 +45,15 @@ BEFORE_FIRST_BYTE: dict[str, tuple[Script, str]] = {
     "closed without a byte": (says_then_closes(), "reset"),
     "reset without a byte": (says_then_closes(reset=True), "reset"),
     "half a head": (says_then_closes(b"HTTP/1.1 200 OK\r\nContent-Le"), "reset"),
-    "head only": (says_then_closes(head(200, "content-length: 9", "content-type: application/json")), "reset"),
+    "head only": (
+        says_then_closes(head(200, "content-length: 9", "content-type: application/json")),
+        "reset",
+    ),
     "half a body": (says_then_closes(whole(answer_body())[:-5]), "reset"),
     "half a chunked body": (
-        says_then_closes(head(200, "transfer-encoding: chunked", "content-type: application/json") + b"40\r\nabc"),
+        says_then_closes(
+            head(200, "transfer-encoding: chunked", "content-type: application/json") + b"40\r\nabc"
+        ),
         "reset",
     ),
     "not HTTP": (says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), "protocol"),
@@ -335,6 +340,18 @@ async def test_long_hold_is_released_by_size_and_by_time() -> None:
         reply = await peer.reply(until=comment)
         assert reply.status == 200
 
+    async def only_head(seen: Seen, out: Out) -> None:
+        await out.send(SSE_HEAD)
+        await asyncio.sleep(0.6)
+        await out.send(chunk(*STREAM) + LAST)
+
+    async with rig(only_head, limits={"hold_s": 0.2}) as running:
+        peer = await running.connect()
+        await peer.send(post(chat_body(stream=True)))
+        early = await asyncio.wait_for(peer.reader.readuntil(b"\r\n\r\n"), 0.5)
+        assert early == SSE_HEAD
+        assert (await peer.reader.readuntil(LAST)) == chunk(*STREAM) + LAST
+
     async def slow(seen: Seen, out: Out) -> None:
         await out.send(SSE_HEAD + chunk(b": ping\n\n"))
         await asyncio.sleep(1.0)
@@ -380,7 +397,9 @@ async def test_first_byte_time_out_moves() -> None:
     async with rig(Engine(hangs), Engine(GOOD), timeouts={"first_byte_s": 0.2}) as running:
         for _ in range(2):
             assert (await running.chat()).status == 200
-        assert running.router.metrics.counts["warmlane_retries_total"] == {("default", "timeout"): 1}
+        assert running.router.metrics.counts["warmlane_retries_total"] == {
+            ("default", "timeout"): 1
+        }
 
 
 @pytest.mark.parametrize("reset", [False, True])

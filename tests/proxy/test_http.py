@@ -28,8 +28,14 @@ CHUNKED = START + b"Transfer-Encoding: chunked\r\n\r\n"
 BODY = chat_body()
 
 REFUSED = {
-    "length and coding": (START + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-    "coding and length": (START + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 400),
+    "length and coding": (
+        START + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    "coding and length": (
+        START + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        400,
+    ),
     "two lengths": (START + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
     "two equal lengths": (START + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}", 400),
     "list of lengths": (START + b"Content-Length: 2, 2\r\n\r\n{}", 400),
@@ -39,7 +45,10 @@ REFUSED = {
     "empty length": (START + b"Content-Length: \r\n\r\n{}", 400),
     "blank inside a length": (START + b"Content-Length: 1 2\r\n\r\n{}", 400),
     "huge length": (START + b"Content-Length: 99999999999999999999\r\n\r\n", 400),
-    "two codings": (START + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+    "two codings": (
+        START + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        400,
+    ),
     "unknown coding": (START + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400),
     "gzip and chunked": (START + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
     "chunked and identity": (START + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400),
@@ -83,7 +92,10 @@ REFUSED = {
         400,
     ),
     "CONNECT": (b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", 501),
-    "Upgrade": (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 501),
+    "Upgrade": (
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        501,
+    ),
     "Upgrade without Connection": (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\n\r\n", 501),
     "chunk size with sign": (CHUNKED + b"+2\r\n{}\r\n0\r\n\r\n", 400),
     "chunk size with 0x": (CHUNKED + b"0x2\r\n{}\r\n0\r\n\r\n", 400),
@@ -141,7 +153,14 @@ async def test_answer_to_a_refusal_arrives_although_more_is_being_sent() -> None
     "data",
     [
         b"\r\n\r\n" + post(BODY),
-        CHUNKED + b"5;name=value\r\n" + BODY[:5] + b"\r\n" + b"%X ; a\r\n" % len(BODY[5:]) + BODY[5:] + b"\r\n" + LAST,
+        CHUNKED
+        + b"5;name=value\r\n"
+        + BODY[:5]
+        + b"\r\n"
+        + b"%X ; a\r\n" % len(BODY[5:])
+        + BODY[5:]
+        + b"\r\n"
+        + LAST,
         CHUNKED + b"0005\r\n" + BODY[:5] + b"\r\n" + chunk(BODY[5:]) + b"0\r\nX-A: b\r\n\r\n",
         post(BODY).replace(b"Host: router.test", b"hOsT:router.test"),
         post(BODY).replace(b"Host: router.test", b"Host:\t router.test \t"),
@@ -271,7 +290,6 @@ async def test_bytewise_request(chunked: bool) -> None:
 async def test_junk_behind_an_answer_never_reaches_a_client() -> None:
     evil = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstole"
 
-
     async with rig(says(whole(b"ok") + evil)) as running:
         peer = await running.connect()
         for _ in range(2):
@@ -283,7 +301,6 @@ async def test_junk_behind_an_answer_never_reaches_a_client() -> None:
 
 
 async def test_junk_behind_a_chunked_answer() -> None:
-
 
     answer = head(200, "transfer-encoding: chunked") + chunk(b"ok") + LAST
     async with rig(says(answer + b"\r\n" + answer)) as running:

@@ -48,7 +48,9 @@ async def test_head_limit() -> None:
         peer = await running.connect()
         await peer.send(b"GET / HTTP/1.1\r\nX-A: " + b"a" * 4096)
         assert (await peer.reply("GET")).status == 431
-        assert running.router.metrics.counts["warmlane_limits_reached_total"] == {("head_bytes",): 2}
+        assert running.router.metrics.counts["warmlane_limits_reached_total"] == {
+            ("head_bytes",): 2
+        }
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -63,7 +65,9 @@ async def test_body_limit(chunked: bool) -> None:
                 request += chunk(body[:5000], body[5000:]) + LAST
             reply = await running.ask(request)
             assert reply.status == status
-        assert running.router.metrics.counts["warmlane_limits_reached_total"] == {("body_bytes",): 1}
+        assert running.router.metrics.counts["warmlane_limits_reached_total"] == {
+            ("body_bytes",): 1
+        }
         assert len(running.seen) == 1
 
 
@@ -113,7 +117,13 @@ async def test_inflight_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"GET / HT", get("/")[:-2], post(b"x" * 50)[:-10], b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"]
+    "data",
+    [
+        b"GET / HT",
+        get("/")[:-2],
+        post(b"x" * 50)[:-10],
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+    ],
 )
 async def test_slow_requests_time_out(data: bytes) -> None:
     async with rig(GOOD, timeouts={"head_s": 0.2}) as running:
@@ -199,7 +209,9 @@ async def test_stalled_reader_is_cut_and_the_replica_not_blamed() -> None:
         while True:
             await out.send(chunk(event("y" * 20_000)))
 
-    async with rig(fast, timeouts={"idle_s": 0.3}, limits={"write_buffer_bytes": 65_536}) as running:
+    async with rig(
+        fast, timeouts={"idle_s": 0.3}, limits={"write_buffer_bytes": 65_536}
+    ) as running:
         peer = await running.connect(limit=16_384)
         await peer.send(post(chat_body(stream=True)))
         await running.busy()

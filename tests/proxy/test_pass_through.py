@@ -42,9 +42,17 @@ async def test_body_arrives_byte_identical(body: bytes) -> None:
 
 
 async def test_unknown_headers_keep_bytes_and_order() -> None:
-    odd = ["X-Zeta:no-blank", "x-alpha:   three blanks", "X-TAB:\tt", "X-Zeta: again", "traceparent: 00-ab-cd-01"]
+    odd = [
+        "X-Zeta:no-blank",
+        "x-alpha:   three blanks",
+        "X-TAB:\tt",
+        "X-Zeta: again",
+        "traceparent: 00-ab-cd-01",
+    ]
     async with rig(GOOD) as running:
-        await running.ask(post(chat_body(), extra=[*odd, "X-Request-Id: r1", "Authorization: Bearer k"]))
+        await running.ask(
+            post(chat_body(), extra=[*odd, "X-Request-Id: r1", "Authorization: Bearer k"])
+        )
         lines = [line.decode() for line in running.seen[0].lines]
         start = lines.index(odd[0])
         assert lines[start : start + 7] == [*odd, "X-Request-Id: r1", "Authorization: Bearer k"]
@@ -109,7 +117,9 @@ async def test_answer_head_passes_but_for_hop_headers() -> None:
     )
     async with rig(says(raw + b"ok")) as running:
         reply = await running.ask(get("/anything"), "GET")
-        assert reply.raw.startswith(b"HTTP/1.1 418 I'm a teapot\r\ndate: today\r\nX-Odd:1\r\nx-odd: 2\r\n")
+        assert reply.raw.startswith(
+            b"HTTP/1.1 418 I'm a teapot\r\ndate: today\r\nX-Odd:1\r\nx-odd: 2\r\n"
+        )
         assert reply.body == b"ok"
         assert reply.header(b"x-hop") is None
         assert reply.header(b"keep-alive") is None
@@ -117,7 +127,9 @@ async def test_answer_head_passes_but_for_hop_headers() -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 422, 429, 500, 501, 503])
 async def test_statuses_and_their_bodies_pass(status: int) -> None:
-    body = json.dumps({"error": {"message": "m", "type": "t", "param": None, "code": status}}).encode()
+    body = json.dumps(
+        {"error": {"message": "m", "type": "t", "param": None, "code": status}}
+    ).encode()
     async with rig(says(whole(body, status))) as running:
         reply = await running.chat()
         assert reply.status == status
@@ -175,14 +187,20 @@ async def test_stream_cut_anywhere(size: int) -> None:
 
 async def test_chunked_answer_without_events() -> None:
     parts = [b"a" * 10, b"\r\n0\r\n\r\n", b"", b"b" * 100_000]
-    raw = head(200, "Transfer-Encoding: chunked", "content-type: audio/wav") + chunk(*filter(None, parts))
+    raw = head(200, "Transfer-Encoding: chunked", "content-type: audio/wav") + chunk(
+        *filter(None, parts)
+    )
     async with rig(says(raw[:30], raw[30:90], raw[90:], LAST)) as running:
         reply = await running.ask(post(b"{}", "/v1/audio/speech"))
         assert reply.body == b"".join(parts)
 
 
 async def test_answer_trailers_pass() -> None:
-    raw = head(200, "Transfer-Encoding: chunked", "Trailer: x-sum") + chunk(b"abc") + b"0\r\nx-sum: 6\r\n\r\n"
+    raw = (
+        head(200, "Transfer-Encoding: chunked", "Trailer: x-sum")
+        + chunk(b"abc")
+        + b"0\r\nx-sum: 6\r\n\r\n"
+    )
     async with rig(says(raw)) as running:
         reply = await running.ask(get("/with-trailers"), "GET")
         assert reply.body == b"abc"

@@ -1,57 +1,31 @@
-"""Request and response heads: read by llhttp, checked again here, edited line by line.
+"""Request heads: read by llhttp, checked again here, edited line by line.
 
 Nothing is rebuilt: a head travels as the bytes that arrived, and only lines that must not cross a
 hop (or must change, such as Host) are cut out or replaced. llhttp is strict but not strict enough
-for a proxy; what it lets through and we refuse stands in `_check_request`. Never guesses: a head
-that two implementations could read differently is refused.
+for a proxy; what it lets through and we refuse stands in `_read_request_line` and
+`_check_request`. Never guesses: a head that two implementations could read differently is refused.
 
-Cost: about 2.5 us for a request of ten headers, most of it llhttp's callbacks.
+Cost: about 2.5 us for ten headers, most of it llhttp's callbacks.
 """
 
 from __future__ import annotations
 
 import re
-from enum import IntEnum
 from typing import Final
 
-from httptools import (
-    HttpParserError,
-    HttpParserUpgrade,
-    HttpRequestParser,
-    HttpResponseParser,
-)
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from warmlane.router.errors import RequestError
+from warmlane.router.proxy.wire import CRLF, KEPT, VERSIONS, cut_lines, listed_names, tokens_of
 from warmlane.router.requests import HOP_HEADERS, INTERNAL_HEADERS, INTERNAL_PREFIXES, is_internal
 
-CRLF: Final = b"\r\n"
-END: Final = b"\r\n\r\n"
-# Names that a Connection header may not remove: they frame or address the message.
-_KEPT: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"authorization"})
-_DROPPED: Final = (
-    HOP_HEADERS | INTERNAL_HEADERS | {b"expect"}
-) - {b"transfer-encoding", b"trailer"}
-_WATCHED_REQUEST: Final = _DROPPED | {b"host", b"content-length", b"transfer-encoding"}
-_WATCHED_RESPONSE: Final = HOP_HEADERS | {
-    b"content-length",
-    b"content-type",
-    b"content-encoding",
-}
+# Lines that matter here. All of them but the last three are cut; Trailer stays, as trailers do.
+_WATCHED: Final = (
+    (HOP_HEADERS - {b"trailer"})
+    | INTERNAL_HEADERS
+    | {b"expect", b"host", b"content-length", b"transfer-encoding"}
+)
 _START: Final = re.compile(rb"[A-Z-]{1,24}(?: |\Z)")
-_VERSIONS: Final = {b"HTTP/1.1": False, b"HTTP/1.0": True}
-
-
-class BadAnswer(Exception):
-    """A replica sent what is not HTTP/1. The connection cannot be used any more."""
-
-
-class Framing(IntEnum):
-    """How the end of a message's body is found."""
-
-    NONE = 0
-    LENGTH = 1
-    CHUNKED = 2
-    CLOSE = 3  # until the peer closes: responses of HTTP/1.0 servers only
 
 
 class RequestHead:
@@ -102,7 +76,7 @@ class RequestReader:
         name = name.lower()
         self._headers[name] = value
         # 120 is "x": most names fail this comparison, which is cheaper than the second.
-        if name in _WATCHED_REQUEST or (name[0] == 120 and name.startswith(INTERNAL_PREFIXES)):
+        if name in _WATCHED or (name[0] == 120 and name.startswith(INTERNAL_PREFIXES)):
             self._watched.append((count, name, value.strip(b" \t")))
 
     def read(self, raw: bytes) -> RequestHead:
@@ -151,7 +125,7 @@ def safe_trailer(trailer: bytes) -> bytes:
 
 
 def _may_trail(name: bytes) -> bool:
-    return name not in _WATCHED_REQUEST and name not in _KEPT and not is_internal(name)
+    return name not in _WATCHED and name not in KEPT and not is_internal(name)
 
 
 def _read_request_line(head: RequestHead) -> None:
@@ -161,7 +135,7 @@ def _read_request_line(head: RequestHead) -> None:
     if len(parts) != 3:
         raise RequestError(400, "malformed request line")
     head.method, target, version = parts
-    http10 = _VERSIONS.get(version)
+    http10 = VERSIONS.get(version)
     if http10 is None:
         raise RequestError(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
     head.http10 = http10
@@ -219,13 +193,12 @@ def _check_request(head: RequestHead, count: int) -> None:
 
 
 def _read_connection(head: RequestHead, value: bytes) -> None:
-    value = value.lower()
-    if value == b"keep-alive":  # what most clients send
+    if value in (b"keep-alive", b"Keep-Alive"):  # what most clients send
         return
-    names = frozenset(token.strip() for token in value.split(b","))
-    if b"close" in names:
+    tokens = tokens_of(value)
+    if b"close" in tokens:
         head.close = True
-    head.listed |= names - _KEPT - {b"close", b"keep-alive", b""}
+    head.listed |= listed_names(tokens)
 
 
 def request_bytes(
@@ -239,7 +212,7 @@ def request_bytes(
     lines = head.raw.split(CRLF)
     drop: list[int] = []
     hosts = 0
-    for index, name, value in head.watched:
+    for index, name, _ in head.watched:
         if name == b"host":
             hosts = 1
             lines[index] = host_line
@@ -251,157 +224,12 @@ def request_bytes(
                 lines[index] = b"Content-Length: %d" % length
         else:
             drop.append(index)
-    if head.listed:
-        drop.extend(_listed_lines(lines, head.listed, drop))
-    if drop:
-        for index in sorted(drop, reverse=True):
-            del lines[index]
+    if drop or head.listed:
+        cut_lines(lines, drop, head.listed)
     if head.http10 or not head.raw.startswith(head.target, len(head.method) + 1):
         lines[0] = b"%b %b HTTP/1.1" % (head.method, head.target)
     if not hosts:
         lines.insert(1, host_line)
-    if extra:
-        lines.insert(-2, extra)
-    return CRLF.join(lines)
-
-
-def _listed_lines(lines: list[bytes], names: frozenset[bytes], known: list[int]) -> list[int]:
-    return [
-        index
-        for index, line in enumerate(lines)
-        if index and index not in known and line.partition(b":")[0].lower() in names
-    ]
-
-
-class ResponseHead:
-    """One response head as it arrived."""
-
-    __slots__ = (
-        "close",
-        "encoded",
-        "framing",
-        "json",
-        "length",
-        "listed",
-        "raw",
-        "sse",
-        "status",
-        "watched",
-    )
-
-    raw: bytes
-    status: int
-    watched: list[tuple[int, bytes, bytes]]
-    listed: frozenset[bytes]
-    framing: Framing
-    length: int
-    close: bool  # the replica will close this connection
-    sse: bool
-    json: bool
-    encoded: bool  # a content coding hides the text from us
-
-
-class ResponseReader:
-    """llhttp for the answers on one connection to a replica."""
-
-    __slots__ = ("_count", "_parser", "_watched")
-
-    def __init__(self) -> None:
-        self._parser = HttpResponseParser(self)
-        self._watched: list[tuple[int, bytes, bytes]] = []
-        self._count = 0
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        count = self._count = self._count + 1
-        name = name.lower()
-        if name in _WATCHED_RESPONSE:
-            self._watched.append((count, name, value))
-
-    def read(self, raw: bytes, to_head: bool) -> ResponseHead:
-        """The head in `raw`. Raises BadAnswer when a replica sends what is not HTTP/1."""
-        self._watched = []
-        self._count = 0
-        parser = self._parser
-        try:
-            parser.feed_data(raw)
-        except HttpParserUpgrade:
-            raise BadAnswer("the replica switched protocols") from None
-        except HttpParserError as error:
-            raise BadAnswer(f"malformed answer: {error}") from None
-        head = ResponseHead()
-        head.raw = raw
-        head.watched = self._watched
-        head.status = parser.get_status_code()
-        if raw[:8] not in _VERSIONS or raw.count(CRLF) != self._count + 2:
-            raise BadAnswer("malformed answer head")
-        _read_response(head, raw.startswith(b"HTTP/1.0"), to_head)
-        return head
-
-    def skip_body(self, body: bytes) -> None:
-        """Keep llhttp in step, as in RequestReader; b"" stands for a chunked body."""
-        self._parser.feed_data(body or b"0\r\n\r\n")
-
-    def reset(self) -> None:
-        """After an answer whose body never came (HEAD): llhttp would wait for it."""
-        self._parser = HttpResponseParser(self)
-
-
-def _read_response(head: ResponseHead, http10: bool, to_head: bool) -> None:
-    head.listed = frozenset()
-    head.close = http10
-    head.sse = head.json = head.encoded = False
-    head.length = 0
-    framing = Framing.CLOSE
-    for _, name, value in head.watched:
-        if name == b"content-type":
-            kind = value[:17].lower()
-            head.sse = kind == b"text/event-stream"
-            head.json = kind.startswith(b"application/json")
-        elif name == b"content-length":
-            framing = Framing.LENGTH
-            head.length = int(value)
-        elif name == b"transfer-encoding":
-            if value.strip().lower() != b"chunked":
-                raise BadAnswer("unknown transfer coding")
-            framing = Framing.CHUNKED
-        elif name == b"connection":
-            names = frozenset(token.strip() for token in value.lower().split(b","))
-            head.close = b"close" in names or (http10 and b"keep-alive" not in names)
-            head.listed |= names - _KEPT - {b"close", b"keep-alive", b""}
-        elif name == b"content-encoding":
-            head.encoded = value.strip().lower() != b"identity"
-    if to_head or head.status in (204, 304) or head.status < 200:
-        framing = Framing.NONE
-    elif framing is Framing.LENGTH and head.length == 0:
-        framing = Framing.NONE
-    if framing is Framing.CLOSE:
-        head.close = True
-    head.framing = framing
-
-
-def response_bytes(head: ResponseHead, *, close: bool, dechunk: bool, extra: bytes) -> bytes:
-    """The head for the client: hop lines cut, our own Connection and debug lines added.
-
-    dechunk: the client speaks HTTP/1.0 and gets the payload up to the end of the connection.
-    """
-    raw = head.raw
-    drop = [
-        index
-        for index, name, _ in head.watched
-        if name in HOP_HEADERS
-        and (name != b"transfer-encoding" or dechunk)
-        and (name != b"trailer" or dechunk)
-    ]
-    if not (drop or close or extra or head.listed) and raw.startswith(b"HTTP/1.1"):
-        return raw
-    lines = raw.split(CRLF)
-    if head.listed:
-        drop.extend(_listed_lines(lines, head.listed, drop))
-    for index in sorted(drop, reverse=True):
-        del lines[index]
-    lines[0] = b"HTTP/1.1" + lines[0][8:]
-    if close:
-        lines.insert(-2, b"Connection: close")
     if extra:
         lines.insert(-2, extra)
     return CRLF.join(lines)
