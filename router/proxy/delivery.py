@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 from warmlane.router.answers import Answer
 from warmlane.router.attempts import SUSPECT, Attempts, Fault
 from warmlane.router.problems import stream_error_event
-from warmlane.router.proxy.hold import READ_KINDS, Hold, Piece, Verdict
+from warmlane.router.proxy.hold import READ_KINDS, Hold, Piece, Verdict, is_client_error
 from warmlane.router.proxy.relay import Relay
 from warmlane.router.proxy.request_head import RequestHead
 from warmlane.router.proxy.response_head import ResponseHead
 from warmlane.router.proxy.wire import Framing
-from warmlane.router.types import Decision, Outcome, Request
+from warmlane.router.types import Decision, Kind, Outcome, Request
 
 if TYPE_CHECKING:
     from warmlane.router.proxy.downstream import Client
@@ -60,6 +60,7 @@ class Delivery:
         "_upstream",
         "begun",
         "deadline",
+        "kind",
         "to_head",
     )
 
@@ -79,6 +80,7 @@ class Delivery:
         self._body = body
         self._trailer = trailer
         self.to_head = head.method == b"HEAD"
+        self.kind = Kind.OTHER  # until the request is parsed
         self.begun = False  # the client has got a byte of the answer
         self._open = False  # the ticket
         self._slot = -1
@@ -108,10 +110,10 @@ class Delivery:
             head.status == 200
             and (head.sse or head.json)
             and not head.encoded
-            and self._request.kind in READ_KINDS
+            and self.kind in READ_KINDS
         )
         if read:
-            self._answer = Answer(self._request.kind, head.sse)
+            self._answer = Answer(self.kind, head.sse, self._state.limits.answer_text_bytes)
         timeouts = self._state.timeouts
         if read or head.status in SUSPECT:
             self._hold = Hold(head, self._answer, self._state.limits)
@@ -144,7 +146,7 @@ class Delivery:
             self._failed(hold.fault, "")
 
     def _ends_without_end(self) -> bool:
-        """A stream with neither length nor chunks that was cut looks whole: its last event tells."""
+        """A stream without length and chunks looks whole when it is cut: its last event tells."""
         head, answer = self._response, self._answer
         if head is None or head.framing is not Framing.CLOSE or answer is None:
             return False
@@ -208,7 +210,7 @@ class Delivery:
                 return
             self._reads += 1
             if not self._reads % _PROGRESS_EVERY:
-                self._state.router.progress(self._decision.ticket, self._reads)
+                self._state.router.progress(self._decision.ticket, answer.events)
         body = self._relay.body(raw, payload, aligned, done, trailer)
         if body or out:
             self._client.write(out + body if out else body)
@@ -219,22 +221,19 @@ class Delivery:
     def _cut_short(self) -> bool:
         """The engine broke its own stream: an error event, or tokens and then "abort" (what vLLM
         sends when it is stopped). Both come with a clean [DONE], which must not pass."""
-        answer = self._answer
-        if answer is None:
+        head, answer = self._response, self._answer
+        if answer is None or head is None or not head.sse:
             return False
-        if answer.error:
-            return True
-        head = self._response
-        return answer.finish_reason == "abort" and head is not None and head.sse
+        return answer.error or answer.finish_reason == "abort"
 
     def _engine_error(self, payload: bytes, begin: bytes) -> None:
         """Pass the engine's words up to its error, then end the stream as a broken one."""
         answer = self._answer
         assert answer is not None
-        event = b"" if answer.error else stream_error_event(ABORTED, "engine_aborted")
-        if self._response is not None and self._response.sse:
-            self._client.write(begin + self._relay.error_end(payload, event))
-        self._side.fault(self._slot, Fault.ERROR_EVENT if answer.error else Fault.ABORTED)
+        event = b"" if answer.error else stream_error_event(ABORTED, "engine_aborted", self.kind)
+        self._client.write(begin + self._relay.error_end(payload, event))
+        if not is_client_error(payload):
+            self._side.fault(self._slot, Fault.ERROR_EVENT if answer.error else Fault.ABORTED)
         self._state.metrics.stream_broken(self._side.name, self._replica_name())
         self._drop_upstream()
         self._end("error" if answer.error else "aborted", 200)
@@ -242,7 +241,9 @@ class Delivery:
 
     def _broken(self, reason: str, code: str) -> None:
         """The answer broke after the client had a part of it."""
-        out = self._relay.broken(stream_error_event(f"The answer broke off: {reason}", code))
+        out = self._relay.broken(
+            stream_error_event(f"The answer broke off: {reason}", code, self.kind)
+        )
         self._state.metrics.stream_broken(self._side.name, self._replica_name())
         self._drop_upstream()
         assert self._response is not None
@@ -256,16 +257,12 @@ class Delivery:
     def _finish(self) -> None:
         """The answer went out whole."""
         head = self._response
-        answer = self._answer
         assert head is not None
         if head.status < 500:
             self._side.ejector.ok(self._slot)
         elif head.status not in SUSPECT:
             self._side.fault(self._slot, Fault.SERVER)
-        status = "ok" if head.status < 400 else "error"
-        if answer is not None and answer.finish_reason == "abort":
-            status = "aborted"
-        self._end(status, head.status)
+        self._end("ok" if head.status < 400 else "error", head.status)
         self._client.done(self._relay.close)
 
     def _held_too_long(self, hold: Hold) -> None:
@@ -309,9 +306,7 @@ class Delivery:
         else:
             outcome = answer.outcome(status)
         state.router.close(decision.ticket, outcome, now)
-        state.metrics.request_done(
-            decision.pool, self._replica_name(), self._request.kind, http_status
-        )
+        state.metrics.request_done(decision.pool, self._replica_name(), self.kind, http_status)
 
     def _replica_name(self) -> str:
         return self._link.replica.name

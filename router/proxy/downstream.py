@@ -21,6 +21,7 @@ from warmlane.router.proxy.replies import CONTINUE, refusal, reply
 from warmlane.router.proxy.request_head import RequestHead, RequestReader, check_start
 from warmlane.router.proxy.upload import Upload
 from warmlane.router.proxy.wire import END
+from warmlane.router.types import Kind
 
 if TYPE_CHECKING:
     from warmlane.router.proxy.state import State
@@ -152,8 +153,10 @@ class Client(asyncio.Protocol):
 
     def answered(self, error: RouterError) -> None:
         """The present request is answered with an error of our own; the connection lives on."""
-        to_head = self.exchange is not None and self.exchange.to_head
-        self.write(refusal(error, close=self.closing, to_head=to_head))
+        kind, to_head = Kind.OTHER, False
+        if self.exchange is not None:
+            kind, to_head = self.exchange.kind, self.exchange.to_head
+        self.write(refusal(error, kind, close=self.closing, to_head=to_head))
         self.done(False)
 
     def cut(self) -> None:

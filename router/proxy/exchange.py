@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from warmlane.router.attempts import Attempts, Fault
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.proxy.delivery import ABORTED, Delivery
 from warmlane.router.proxy.request_head import request_bytes
-from warmlane.router.requests import parse, rewrite_model
+from warmlane.router.requests import kind_of, parse, rewrite_model
 from warmlane.router.types import ReplicaState, Request
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Exchange(Delivery):
                 transfer_params=state.transfer_params,
             )
         except RequestError as error:
+            self.kind = kind_of(head.path)
             self._refuse_unsent(error)
             return
         self._decide_and_send(request)
@@ -51,6 +52,7 @@ class Exchange(Delivery):
     def _decide_and_send(self, request: Request) -> None:
         state = self._state
         self._request = request
+        self.kind = request.kind
         now = monotonic()
         try:
             decision = self._decision = state.router.decide(request, now, state.rand(32))
@@ -146,7 +148,8 @@ class Exchange(Delivery):
             self._release(hold.pieces, self._upstream is None)
             return
         self._drop_upstream()
-        self._refuse(_final_error(fault, reason))
+        log.debug("failed pool=%s fault=%s reason=%s", self._side.name, fault, reason)
+        self._refuse(_final_error(fault))
 
     def _refuse(self, error: RouterError) -> None:
         """Our own answer in place of a replica's; the decision was made, so a ticket is open."""
@@ -171,7 +174,7 @@ class Exchange(Delivery):
             self._broken("time-out", "timeout")
         elif now >= self._total:
             self._drop_upstream()
-            self._refuse(_final_error(Fault.TIMEOUT, "total time-out"))
+            self._refuse(_final_error(Fault.TIMEOUT))
         else:
             self._failed(Fault.TIMEOUT, "no answer in time")
 
@@ -198,21 +201,20 @@ class Exchange(Delivery):
             )
 
 
-def _final_error(fault: Fault, reason: str) -> RouterError:
-    """What the client hears when no choice is left."""
-    detail = f": {reason}" if reason else ""
+def _final_error(fault: Fault) -> RouterError:
+    """What the client hears when no choice is left. No replica's name or address is in it."""
     if fault is Fault.TIMEOUT:
         return RequestError(
-            504,
-            f"The replica did not answer in time{detail}.",
-            kind="timeout_error",
-            code="timeout",
+            504, "The engine did not answer in time.", kind="timeout_error", code="timeout"
         )
     if fault is Fault.ABORTED:
         return NoReplica(ABORTED, retry_after_s=1.0)
-    return RequestError(
-        502,
-        f"The replica failed ({fault}){detail}.",
-        kind="upstream_error",
-        code=f"upstream_{fault}",
-    )
+    return RequestError(502, _WORDS[fault], kind="upstream_error", code=f"upstream_{fault.value}")
+
+
+_WORDS: Final = {
+    Fault.CONNECT: "The engine could not be reached.",
+    Fault.RESET: "The engine closed the connection before its answer was complete.",
+    Fault.PROTOCOL: "The engine's answer was not understood.",
+    Fault.ERROR_EVENT: "The engine failed before its first token.",
+}

@@ -8,6 +8,7 @@ still be tried.
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 from typing import Final
 
@@ -20,6 +21,8 @@ from warmlane.router.types import Kind
 # Kinds whose 200 answers are read while they pass: usage, first token, finish reason. Embeddings
 # are not: megabytes of numbers that tell nothing the request did not.
 READ_KINDS: Final = frozenset({Kind.CHAT, Kind.COMPLETIONS, Kind.RESPONSES, Kind.MESSAGES})
+
+_CLIENT_ERROR: Final = re.compile(rb'"error"[^\n]*"code"[ ]*:[ ]*"?4[0-9][0-9]\b')
 
 Piece = tuple[bytes, bytes, bool, bytes]  # raw, payload, aligned, trailer
 
@@ -53,9 +56,11 @@ class Hold:
             return self._judge_error() if done or full else Verdict.WAIT
         answer = self._answer
         assert answer is not None
-        if answer.error:
-            return self._fail(Fault.ERROR_EVENT)
         if self._sse:
+            if answer.error:
+                if is_client_error(b"".join([each[1] for each in self.pieces])):
+                    return Verdict.RELEASE
+                return self._fail(Fault.ERROR_EVENT)
             if answer.abort_without_token:
                 return self._fail(Fault.ABORTED)
             ready = answer.first_token or answer.finish_reason or full or done
@@ -76,6 +81,11 @@ class Hold:
     def _fail(self, fault: Fault) -> Verdict:
         self.fault = fault
         return Verdict.FAIL
+
+
+def is_client_error(payload: bytes) -> bool:
+    """Whether the error event in here blames the request: another replica would say the same."""
+    return _CLIENT_ERROR.search(payload) is not None
 
 
 def is_openai_error(body: bytes) -> bool:

@@ -5,6 +5,7 @@ Everything else, known or not, goes to a replica.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -12,16 +13,16 @@ import msgspec
 
 from warmlane.router.errors import RequestError
 from warmlane.router.problems import problem
+from warmlane.router.proxy.replies import JSON
 from warmlane.router.types import ReplicaState
 
 if TYPE_CHECKING:
     from warmlane.router.proxy.request_head import RequestHead
     from warmlane.router.proxy.state import State
 
-Answer = tuple[int, list[tuple[str, str]], bytes]
+Answer = tuple[int, Sequence[tuple[bytes, bytes]], bytes]
 
 _READING: Final = frozenset({b"GET", b"HEAD"})
-_JSON: Final = [("content-type", "application/json")]
 _MODELS: Final = "/v1/models"
 
 
@@ -33,7 +34,7 @@ def local_answer(state: State, head: RequestHead) -> Answer | None:
     if path == "/health":
         return _health(state)
     if path == _MODELS:
-        return 200, _JSON, msgspec.json.encode({"object": "list", "data": state.router.models()})
+        return 200, JSON, msgspec.json.encode({"object": "list", "data": state.router.models()})
     if path.startswith("/v1/models/"):
         return _one_model(state, unquote(path[len(_MODELS) + 1 :]))
     return None
@@ -52,9 +53,8 @@ def _health(state: State) -> Answer:
 def _one_model(state: State, name: str) -> Answer:
     for model in state.router.models():
         if model["id"] == name:
-            return 200, _JSON, msgspec.json.encode(model)
+            return 200, JSON, msgspec.json.encode(model)
     error = RequestError(
         404, f"The model `{name}` does not exist.", kind="NotFoundError", code="model_not_found"
     )
-    status, headers, body = problem(error)
-    return status, list(headers.items()), body
+    return problem(error)

@@ -8,31 +8,34 @@ from typing import Final
 
 from warmlane.router.errors import RouterError
 from warmlane.router.problems import problem
+from warmlane.router.types import Kind
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-JSON: Final = (("content-type", "application/json"),)
-_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+JSON: Final = ((b"content-type", b"application/json"),)
+_PHRASES: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 def reply(
     status: int,
-    headers: Iterable[tuple[str, str]],
+    headers: Iterable[tuple[bytes, bytes]],
     body: bytes,
     *,
     close: bool = False,
     to_head: bool = False,
 ) -> bytes:
     """One whole response. to_head: the request was HEAD, so the body stays away."""
-    lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, 'Unknown')}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    lines.append(f"content-length: {len(body)}")
+    lines = [b"HTTP/1.1 %d %b" % (status, _PHRASES.get(status, b"Unknown"))]
+    lines += [b"%b: %b" % pair for pair in headers]
+    lines.append(b"content-length: %d" % len(body))
     if close:
-        lines.append("connection: close")
-    head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        lines.append(b"connection: close")
+    head = b"\r\n".join([*lines, b"", b""])
     return head if to_head else head + body
 
 
-def refusal(error: RouterError, *, close: bool = False, to_head: bool = False) -> bytes:
-    """An OpenAI-shaped error object."""
-    status, headers, body = problem(error)
-    return reply(status, headers.items(), body, close=close, to_head=to_head)
+def refusal(
+    error: RouterError, kind: Kind = Kind.OTHER, *, close: bool = False, to_head: bool = False
+) -> bytes:
+    """An error object in the shape that clients of this kind expect."""
+    status, headers, body = problem(error, kind)
+    return reply(status, headers, body, close=close, to_head=to_head)

@@ -123,12 +123,8 @@ def _read_response(head: ResponseHead, http10: bool, to_head: bool) -> None:
             head.listed |= listed_names(tokens)
         elif name == b"content-encoding":
             head.encoded = value.strip().lower() != b"identity"
-    if (
-        to_head
-        or head.status in (204, 304)
-        or head.status < 200
-        or (framing is Framing.LENGTH and head.length == 0)
-    ):
+    empty = framing is Framing.LENGTH and head.length == 0
+    if to_head or empty or head.status in (204, 304) or head.status < 200:
         framing = Framing.NONE
     if framing is Framing.CLOSE:
         head.close = True

@@ -99,7 +99,7 @@ class Upstream(asyncio.Protocol):
         if self._framing is Framing.CLOSE and exc is None:
             self._finish(b"", b"", True, b"")
             return
-        self._fail(Fault.RESET, "the replica closed the connection" if exc is None else str(exc))
+        self._fail(Fault.RESET, "the engine closed the connection")
 
     def pause_writing(self) -> None:
         if self._listener is not None:

@@ -289,6 +289,15 @@ async def test_engine_error_event_passes_without_its_done() -> None:
             assert running.count("streams_broken_total") == 1
 
 
+async def test_error_event_that_blames_the_request_is_the_answer() -> None:
+    error = ERROR_EVENT.replace(b"500", b"400")
+    async with rig(Engine(streams(error, DONE)), Engine(GOOD), ejection={"failures": 1}) as running:
+        for _ in range(2):
+            reply = await running.chat(stream=True)
+            assert reply.body in (error, answer_body())
+        assert running.count("retries_total") == running.count("ejections_total") == 0
+
+
 async def test_engine_stopped_in_mid_stream() -> None:
     cut = event("", "abort")
     async with rig(streams(*STREAM[:3], cut, DONE, pause=0.005)) as running:
