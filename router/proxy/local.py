@@ -5,7 +5,7 @@ Everything else, known or not, goes to a replica.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from warmlane.router.proxy.request_head import RequestHead
     from warmlane.router.proxy.state import State
 
-Answer = tuple[int, Sequence[tuple[bytes, bytes]], bytes]
+Answer = tuple[int, Mapping[str, str], bytes]
 
 _READING: Final = frozenset({b"GET", b"HEAD"})
 _MODELS: Final = "/v1/models"
@@ -47,7 +47,7 @@ def _health(state: State) -> Answer:
         for pool in state.router.pools.values()
         for replica in pool
     )
-    return (200 if ready and not state.draining else 503), [], b""
+    return (200 if ready and not state.draining else 503), {}, b""
 
 
 def _one_model(state: State, name: str) -> Answer:

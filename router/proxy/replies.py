@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -11,25 +11,25 @@ from warmlane.router.problems import problem
 from warmlane.router.types import Kind
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-JSON: Final = ((b"content-type", b"application/json"),)
-_PHRASES: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+JSON: Final = {"content-type": "application/json"}
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 
 
 def reply(
     status: int,
-    headers: Iterable[tuple[bytes, bytes]],
+    headers: Mapping[str, str],
     body: bytes,
     *,
     close: bool = False,
     to_head: bool = False,
 ) -> bytes:
     """One whole response. to_head: the request was HEAD, so the body stays away."""
-    lines = [b"HTTP/1.1 %d %b" % (status, _PHRASES.get(status, b"Unknown"))]
-    lines += [b"%b: %b" % pair for pair in headers]
-    lines.append(b"content-length: %d" % len(body))
+    lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, 'Unknown')}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines.append(f"content-length: {len(body)}")
     if close:
-        lines.append(b"connection: close")
-    head = b"\r\n".join([*lines, b"", b""])
+        lines.append("connection: close")
+    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
     return head if to_head else head + body
 
 

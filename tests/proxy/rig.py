@@ -248,7 +248,7 @@ class Engine:
 
     @staticmethod
     async def _gone(reader: asyncio.StreamReader) -> None:
-        while not reader.at_eof() and reader.exception() is None:
+        while not reader.at_eof() and reader.exception() is None:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
@@ -421,7 +421,7 @@ class Rig:
 
     async def busy(self) -> None:
         """Wait until a request is under way."""
-        while not self.proxy.inflight:
+        while not self.proxy.inflight:  # noqa: ASYNC110 - the proxy has no event for it
             await asyncio.sleep(0.005)
 
     async def settled(self) -> None:

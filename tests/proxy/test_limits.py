@@ -35,7 +35,8 @@ FORM = 'multipart/form-data; boundary="b"'
 
 
 def form(size: int) -> bytes:
-    start = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+    part = b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n'
+    start = part % b"model" + b"m\r\n" + part % b"file"
     return start + bytes(range(256)) * (size // 256) + b"\r\n--b--\r\n"
 
 
@@ -106,7 +107,7 @@ async def test_inflight_limit() -> None:
 
     async with rig(waits, limits={"inflight": 2}) as running:
         waiting = [asyncio.ensure_future(running.chat()) for _ in range(2)]
-        while running.proxy.inflight < 2:
+        while running.proxy.inflight < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         reply = await running.chat()
         assert reply.status == 503
@@ -201,9 +202,11 @@ async def test_slow_reader_of_a_stream_holds_the_replica_back() -> None:
         assert produced < 1200
         data = b""
         size = 0
-        while not data.endswith(chunk(DONE) + LAST):
-            data = data[-100:] + await peer.reader.read(1 << 20)
-            size += len(data)
+        while not data.endswith(DONE + b"\r\n" + LAST):
+            more = await peer.reader.read(1 << 20)
+            assert more
+            data = data[-100:] + more
+            size += len(more)
         assert size > 1500 * 20_000
 
 
