@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     name = _top_parser().parse_args(words[:1]).command
     where, text = COMMANDS[name]
-    command: Command = import_module(where)  # type: ignore[assignment]
+    command: Command = import_module(where)
     parser = OneLineParser(
         prog=f"warmlane {name}",
         description=text[0].upper() + text[1:] + ".",
