@@ -10,20 +10,21 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, cast
 
 from warmlane import __version__
 from warmlane.router.errors import ConfigError
 
 
 class Command(Protocol):
-    """What a module that owns a command offers."""
+    """What a module that owns a command offers: its options, and the command itself.
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the command's options."""
+    `run` returns the exit status.
+    """
 
-    def run(self, args: argparse.Namespace) -> int:
-        """Do it; the return value is the exit status."""
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
 
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     name = _top_parser().parse_args(words[:1]).command
     where, text = COMMANDS[name]
-    command: Command = import_module(where)
+    command = cast(Command, import_module(where))
     parser = OneLineParser(
         prog=f"warmlane {name}",
         description=text[0].upper() + text[1:] + ".",
