@@ -61,7 +61,7 @@ SLICES: dict[str, Slice] = {
     ),
     "agent_miniswe": Slice(shrink=4, output_shrink=2, speed=3, rate=2, think_cap_s=3),
     "azure_llm": Slice(requests=500, shrink=4, output_shrink=4, speed=8, rate=2),
-    "servegen": Slice(requests=500, shrink=4, output_shrink=8, speed=8, rate=1),
+    "servegen": Slice(requests=500, shrink=4, output_shrink=8, speed=8, rate=0.15),
 }
 
 BUILTIN_PROFILE = "coding"

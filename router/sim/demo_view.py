@@ -80,11 +80,12 @@ class View:
             table.add_row(title, *cells, note)
 
         hits = [f"{row.hit_tokens:,}" for row in rows]
-        line("prompt tokens hit", hits, times(own.hit_tokens, base.hit_tokens, "more"))
+        more = own.hit_tokens / base.hit_tokens if base.hit_tokens else 0.0
+        line("prompt tokens hit", hits, f"{more:.2f}x" if more else "")
         line("share of prompt tokens", [f"{row.hit_share:.1%}" for row in rows])
         for name, read in PERCENTILES:
             cells = [f"({read(row):.3f} s)" if void else f"{read(row):.3f} s" for row in rows]
-            note = "void" if void else times(read(base), read(own), "lower")
+            note = "void" if void else compared(read(base), read(own))
             line(f"TTFT {name}", cells, note)
         line("load, max / mean", [f"{row.spread:.2f}" for row in rows])
         line("errors", [str(len(row.errors)) for row in rows])
@@ -96,9 +97,11 @@ class View:
         )
         if void:
             late = max(row.lag_s for row in rows)
+            outside = max(row.outside_s for row in rows)
             self.say(
-                f"[bold red]times void[/]: event loops were up to {late:.3f} s (replica time) "
-                "late, this machine is too busy to time them; hits and errors stand"
+                f"[bold red]times void[/]: event loops were up to {late:.3f} s late and a mean of "
+                f"{outside:.3f} s passed outside the replicas\n(replica time): this machine is too "
+                "busy to time them; hits and errors stand"
             )
         for row in rows:
             for error in sorted(set(row.errors))[:3]:
@@ -120,9 +123,11 @@ def name_of(policy: str) -> str:
     return "warmlane" if policy == "default" else policy
 
 
-def times(more: float, less: float, word: str) -> str:
-    """How many times one number is the other; "" when there is nothing to compare."""
-    return f"{more / less:.2f}x {word}" if less > 0 and more > 0 else ""
+def compared(base_s: float, own_s: float) -> str:
+    """How many times lower (or higher) a time is than the base's; "" if one is missing."""
+    if base_s <= 0 or own_s <= 0:
+        return ""
+    return f"{base_s / own_s:.2f}x lower" if own_s <= base_s else f"{own_s / base_s:.2f}x higher"
 
 
 PERCENTILES: list[tuple[str, Callable[[Measured], float]]] = [
