@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ from warmlane._core.radix import RadixTree
 
 REPLICAS = 512
 ROUNDS = 15
-QUERIES = 400
+QUERIES = 2_000
 PEER_BLOCKS = 200_000
 PEER = Path(__file__).resolve().parent / "peers" / "dynamo_tree.py"
 
@@ -80,14 +81,16 @@ class Loaded:
         """Microseconds a match, one value a round of QUERIES random prompts."""
         gpu, cpu, any_tier = (array("i", bytes(4 * REPLICAS)) for _ in range(3))
         match, samples = self.tree.match, []
-        for _ in range(rounds):
+        for turn in range(rounds + 1):
             asked = [self._source.choice(self.prompts)[0] for _ in range(QUERIES)]
 
             def ask(asked: list[Keys] = asked) -> None:
                 for keys in asked:
                     match(keys, gpu, cpu, any_tier)
 
-            samples.append(cpu_seconds(ask) / QUERIES * 1e6)
+            spent = cpu_seconds(ask) / QUERIES * 1e6
+            if turn:  # the first round warms what the updates before it have pushed out
+                samples.append(spent)
         return samples
 
     def punch_holes(self, share: float) -> None:
@@ -176,7 +179,7 @@ def bench_updates(bench: Bench, loaded: Loaded) -> None:
     bench.bar("radix_insert_1m", None, "ns/block", 50, samples=inserts)
     bench.bar("radix_remove_1m", None, "ns/block", 120, samples=removes)
     for name, samples in zip(("insert", "remove"), update_samples(loaded, 16), strict=True):
-        bench.tell(f"radix_{name}_1m_16_a_call", sorted(samples)[ROUNDS // 2], "ns/block")
+        bench.tell(f"radix_{name}_1m_16_a_call", statistics.median(samples), "ns/block")
 
 
 def bench_match(bench: Bench, loaded: Loaded, size: str, limit_us: float) -> None:
@@ -185,7 +188,8 @@ def bench_match(bench: Bench, loaded: Loaded, size: str, limit_us: float) -> Non
     bench.bar(f"radix_match_{blocks}_{size}", None, "us", limit_us, samples=plain)
     loaded.punch_holes(0.01)
     holed = loaded.match_samples()
-    ratio = [with_hole / without for with_hole, without in zip(holed, sorted(plain), strict=True)]
+    middle = statistics.median(plain)
+    ratio = [sample / middle for sample in holed]
     bench.bar(
         f"radix_match_{blocks}_{size}_holes",
         None,
@@ -250,7 +254,7 @@ def bench_peer(bench: Bench) -> None:
             bench.bar(name, None, "x", 1, "more", scaled=False, why_void=f"peer: {error}")
         return
     ours = Loaded(prompt_blocks, PEER_BLOCKS, seed)
-    match_us = sorted(ours.match_samples())[ROUNDS // 2]
+    match_us = statistics.median(ours.match_samples())
     tree, spent, units = RadixTree(0, REPLICAS), 0.0, 0
     count = -(-PEER_BLOCKS // (prompt_blocks - FAMILY_BLOCKS))
     for prompt, holders in islice(prompts(prompt_blocks, REPLICAS, seed), count):

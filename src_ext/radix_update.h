@@ -257,6 +257,15 @@ static inline int rx_chain_begin(RxTree *t, RxChain *c, uint32_t replica, uint64
     return 0;
 }
 
+/* Free the node made for an unknown parent if no block came to hang below it. */
+static inline void rx_forget_orphan(RxTree *t, uint32_t node) {
+    RxHot *hot = rx_hot(&t->nodes, node);
+    if (hot->parent != RX_ORPHAN || (hot->set & RX_SET_MASK)) return;
+    if (rx_cold(&t->nodes, node)->child) return;
+    rx_keys_cut(&t->keys, rx_hash64(&t->keys, hot->key), node);
+    rx_node_drop(&t->nodes, node);
+}
+
 /* Make room after a refusal by the cap. 0: try again. */
 static inline int rx_chain_room(RxTree *t, RxChain *c, uint32_t *rounds) {
     if (++*rounds > RX_EVICT_ROUNDS || !rx_evict(t)) return RX_FAIL;
@@ -281,7 +290,7 @@ static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *key
     RxChain c = {0, tier, (uint32_t)once, RX_ROOT, 0, RX_NONE, 0, 0, 0};
     RxRun run;
     int64_t fresh = 0;
-    uint32_t rounds = 0, node;
+    uint32_t rounds = 0, node, start;
     uint64_t hash;
     size_t i = 0;
     int status, full = 0;
@@ -294,6 +303,7 @@ static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *key
         return 0;
     }
     if (status) return status;
+    start = c.above;
     rx_run_go(&run);
     for (; i < n && status >= 0; i++) {
         node = rx_run_find(&run, i, &hash);
@@ -308,8 +318,7 @@ static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *key
         rx_note_capped(t, replica, n - i + 1);
         status = 0;
     }
-    if (rx_is_real(c.above) && !rx_walks_reserve(&t->mem, &t->walks[RX_REAP]))
-        rx_prune(t, c.above, 1);
+    rx_forget_orphan(t, start);
     rx_compact_begin(t, c.lane);
     for (i = 2 * n; i && t->compact_lane != RX_NOBODY && rx_compact_step(t) >= 0; i--) {}
     if (rx_settle(t, RX_INLINE_UNITS) < 0 && !t->mem.refused) status = RX_FAIL;
