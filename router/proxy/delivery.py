@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from warmlane.router.answers import Answer
 from warmlane.router.attempts import SUSPECT, Attempts, Fault
+from warmlane.router.errors import RouterError
 from warmlane.router.problems import stream_error_event
 from warmlane.router.proxy.hold import READ_KINDS, Hold, Piece, Verdict, is_client_error
 from warmlane.router.proxy.relay import Relay
@@ -21,7 +22,6 @@ from warmlane.router.proxy.wire import Framing
 from warmlane.router.types import Decision, Kind, Outcome, Request
 
 if TYPE_CHECKING:
-    from warmlane.router.proxy.downstream import Client
     from warmlane.router.proxy.links import Link
     from warmlane.router.proxy.state import PoolSide, State
     from warmlane.router.proxy.upstream import Upstream
@@ -30,6 +30,22 @@ ABORTED: Final = "The engine stopped before the answer was complete."
 _OK: Final = Outcome()
 # Streamed reads between two `progress` events: decode work changes slowly.
 _PROGRESS_EVERY: Final = 16
+
+
+class Client(Protocol):
+    """What a request wants of its client's connection (`downstream.Client`)."""
+
+    debug: bool  # this request may see the debug headers
+    closing: bool  # the connection ends with this answer
+    stalled: bool  # the client does not read
+
+    @property
+    def exchange(self) -> object: ...
+    def write(self, data: bytes) -> None: ...
+    def answered(self, error: RouterError) -> None: ...
+    def done(self, close: bool) -> None: ...
+    def cut(self) -> None: ...
+    def pause_upload(self, paused: bool) -> None: ...
 
 
 class Delivery:

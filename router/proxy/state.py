@@ -6,11 +6,12 @@ good enough for time-outs of seconds, and free.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import ssl
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from warmlane.router.attempts import COUNTED, Fault, RetryBudget
 from warmlane.router.config import Config
@@ -20,15 +21,23 @@ from warmlane.router.pool import Pool, Replica
 from warmlane.router.proxy.access import Keys
 from warmlane.router.proxy.links import Links
 from warmlane.router.proxy.tracked import Tracked
+from warmlane.router.requests import TransferParams
 from warmlane.router.types import ReplicaState
-
-if TYPE_CHECKING:
-    from warmlane.router.proxy.downstream import Client
 
 log = logging.getLogger("warmlane.proxy")
 
 PASSIVE: Final = "failing requests"
 _MEMBERS: Final = (ReplicaState.READY, ReplicaState.EJECTED, ReplicaState.JOINING)
+
+
+class Client(Protocol):
+    """What the tick and the server want of a client connection."""
+
+    transport: asyncio.Transport
+
+    def due(self) -> float: ...
+    def expired(self, now: float) -> None: ...
+    def finish(self) -> None: ...
 
 
 class PoolSide:
@@ -83,7 +92,7 @@ class State:
         self.config = config
         self.limits = config.limits
         self.timeouts = config.timeouts
-        self.transfer_params = config.transfer_params
+        self.transfer_params: TransferParams = config.transfer_params
         self.debug_headers = config.debug_headers
         self.keys = keys
         self.debug_keys = debug_keys

@@ -12,16 +12,13 @@ from __future__ import annotations
 import asyncio
 import socket
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
 from warmlane.router.attempts import Fault
 from warmlane.router.proxy.chunked import BadChunk, ChunkReader
 from warmlane.router.proxy.response_head import BadAnswer, ResponseHead, ResponseReader
 from warmlane.router.proxy.tracked import Tracked
 from warmlane.router.proxy.wire import END, Framing
-
-if TYPE_CHECKING:
-    from warmlane.router.proxy.links import Link
 
 # A replica's response head; engines send 200 bytes.
 MAX_HEAD = 65_536
@@ -39,6 +36,12 @@ class Listener(Protocol):
     def on_fault(self, fault: Fault, reason: str, stale: bool) -> None: ...
     def on_writable(self, writable: bool) -> None: ...
     def crashed(self) -> None: ...
+
+
+class Home(Protocol):
+    """Where a connection goes back to after a clean end: its Link."""
+
+    def give(self, connection: Upstream, now: float) -> None: ...
 
 
 class Upstream(asyncio.Protocol):
@@ -64,7 +67,7 @@ class Upstream(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, link: Link, connections: Tracked[Upstream]) -> None:
+    def __init__(self, link: Home, connections: Tracked[Upstream]) -> None:
         self._link = link
         self._connections = connections
         self._listener: Listener | None = None
