@@ -64,11 +64,9 @@ def greatest(col: _Numbers, mask: _Ints) -> float:
     """Greatest value of the kept slots, at least 0."""
 
 def excess(col: _Numbers, mask: _Ints, factor: float, limit: float, out: _Floats) -> None:
-    """factor * (col - least kept value), cut to 0..limit: who had more than the least, and how much."""
+    """factor * (col - least kept value), cut to 0..limit: who had more than the least."""
 
-def blend(
-    col: _Numbers, factor: float, other: _Numbers, other_factor: float, out: _Floats
-) -> None:
+def blend(col: _Numbers, factor: float, other: _Numbers, other_factor: float, out: _Floats) -> None:
     """out = factor * col + other_factor * other."""
 
 def combine(
