@@ -24,10 +24,14 @@ class LoraResidency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def _step(self, adapter: str, replica: ReplicaView) -> float:
         load, models = replica.load, replica.models
-        if load is not None and adapter in load.running_adapters | load.waiting_adapters:
+        # Waiting adapters count as held: the engine will load them before this one.
+        held: frozenset[str] = (
+            frozenset() if load is None else load.running_adapters | load.waiting_adapters
+        )
+        if adapter in held:
             return self.active
         if models is not None and adapter in models.adapters:
             return self.registered
-        if load is not None and len(load.running_adapters) < (load.max_lora or 0):
+        if load is not None and len(held) < (load.max_lora or 0):
             return self.free_slot
         return self.absent

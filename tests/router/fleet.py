@@ -30,3 +30,14 @@ def chat(prompt: str | bytes | None = "hello", **fields: Any) -> Request:
 def words(count: int, seed: int = 0) -> str:
     """About `count` tokens of text that no other seed shares."""
     return f"{seed:08x}" * (count // 2)
+
+
+def idle(router: Router) -> None:
+    """No work is left in any column of any pool."""
+    assert router.open_tickets == 0
+    for lane in router.lanes.values():
+        ledger = lane.pool.ledger
+        ledger.check_invariants()
+        assert ledger.open_tickets == 0
+        assert not any(ledger.requests) and not any(ledger.running)
+        assert not any(ledger.prefill_tokens) and not any(ledger.decode_tokens)

@@ -140,6 +140,14 @@ def test_lora_in_four_steps() -> None:
     waits = LoadSnapshot(taken_at=0.0, waiting_adapters=frozenset({"a"}))
     router.pools["default"].update_load(3, waits)
     assert scores("lora", stage(router, adapter="a"), active=0.9) == [0.9, 0.8, 0.6, 0.9]
+    full = LoadSnapshot(
+        taken_at=0.0,
+        running_adapters=frozenset({"b"}),
+        waiting_adapters=frozenset({"c"}),
+        max_lora=2,
+    )
+    router.pools["default"].update_load(2, full)
+    assert scores("lora", stage(router, adapter="a"))[2] == 0.0, "a waiting adapter takes the slot"
 
 
 def test_sessions_stay_and_only_those_of_a_leaver_move() -> None:
