@@ -18,7 +18,7 @@ cdef extern from "radix_check.h" nogil:
     uint32_t RX_FREE, RX_ROOT, RX_ORPHAN, RX_UNITS_PER_US, RX_MAX_REPLICAS
     uint64_t RX_MIN_BYTES
     uint16_t RX_NOBODY
-    int RX_HIDE, RX_SHOW, RX_REAP, RX_LIVE
+    int RX_HIDE, RX_SHOW, RX_LIVE
 
     ctypedef struct RxMem:
         uint64_t used, cap
@@ -71,7 +71,7 @@ cdef extern from "radix_check.h" nogil:
     void rx_drop(RxTree *t, uint32_t replica)
     int rx_maintain(RxTree *t, uint32_t units)
     int rx_busy(const RxTree *t)
-    int rx_pending(const RxTree *t, uint32_t kind)
+    int rx_under_counting(const RxTree *t)
     const char *rx_check(RxTree *t)
     RxHot *rx_hot(const RxNodes *n, uint32_t id)
     uint32_t rx_set_of(const RxNodes *n, uint32_t id)

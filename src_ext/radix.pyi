@@ -1,4 +1,5 @@
 from array import array
+from typing import final
 
 from typing_extensions import Buffer
 
@@ -6,6 +7,7 @@ GPU: int
 CPU: int
 DISK: int
 
+@final
 class RadixTree:
     def __init__(self, max_bytes: int = 0, max_replicas: int = 4096) -> None: ...
     def insert(self, replica: int, keys: Buffer, *, parent: int = 0, tier: int = 0) -> int: ...

@@ -6,6 +6,7 @@ Cost: a match 1-5 us whatever the prompt's length, an insert or a remove 20-100 
 Rules and pictures: README.md and radix_tree.h.
 """
 
+cimport cython
 from cpython.array cimport array
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_ND, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
@@ -59,6 +60,7 @@ cdef int32_t *counts_of(array column, Py_ssize_t length) except? NULL:
     return <int32_t *>column.data.as_ints
 
 
+@cython.final
 cdef class RadixTree:
     """Blocks of up to `max_replicas` replicas, in at most `max_bytes` bytes (0: no cap).
 
@@ -227,10 +229,8 @@ cdef class RadixTree:
 
     @property
     def under_counting(self):
-        """A match may be too low: the cap took blocks of a replica, or work is pending."""
-        return bool(
-            self.tree.brief_count or rx_pending(self.tree, RX_SHOW) or self.tree.dead_count
-        )
+        """A match may be too low: the cap took blocks of a replica, or blocks wait to show."""
+        return bool(rx_under_counting(self.tree))
 
     def replica_blocks(self, Py_ssize_t replica):
         """Blocks that the replica holds, hidden ones included."""

@@ -105,7 +105,7 @@ static inline void rx_probe(const RxMatch *m, const RxSpot *from, uint32_t at, u
 }
 
 /* Emit every change between two spots whose sets differ. Returns whether anything stays visible. */
-static int rx_resolve(RxMatch *m, RxSpot from, RxSpot to) {
+static inline int rx_resolve(RxMatch *m, RxSpot from, RxSpot to) {
     RxSpot inner[RX_PROBES];
     uint32_t gap = to.at - from.at, step = gap > RX_STEP ? RX_STEP : 1, count, i;
     if (gap == 1) return rx_emit_change(m, from.set, to.set, to.at);

@@ -275,6 +275,14 @@ static inline int64_t rx_settle(RxTree *t, uint32_t budget) {
     return failed ? RX_FAIL : (int64_t)units;
 }
 
+/* A match may be too low: the cap took blocks, or blocks wait to show or to move. */
+static inline int rx_under_counting(const RxTree *t) {
+    uint32_t i;
+    for (i = 0; i < t->dead_count; i++)
+        if (t->lane[t->dead[i]]->keep) return 1;
+    return t->brief_count || rx_pending(t, RX_SHOW);
+}
+
 static inline int rx_busy(const RxTree *t) {
     return rx_pending(t, RX_HIDE) || rx_pending(t, RX_SHOW) || t->walks[RX_REAP].count ||
            t->dead_count || t->compact_lane != RX_NOBODY;

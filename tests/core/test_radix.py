@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from array import array
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -552,3 +553,11 @@ def test_bad_arguments() -> None:
     assert tree.insert(0, array("Q")) == 0
     tree.remove(0, array("Q", [7]))
     assert tree.match(array("Q"), column, column, column) == 0
+
+
+def test_the_example_of_the_docs() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "radix.md").read_text()
+    example = text.split("```python\n")[1].split("```")[0]
+    names: dict[str, object] = {}
+    exec(compile(example, "docs/radix.md", "exec"), names)
+    assert names["best"] == 4
