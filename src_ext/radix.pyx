@@ -38,10 +38,10 @@ cdef int no_zero(const Py_buffer *view) except -1:
     """0 stands for "no parent" and is no key."""
     cdef const uint64_t *keys = <const uint64_t *>view.buf
     cdef Py_ssize_t i
-    cdef int zeros = 0
+    cdef uint64_t zero = 0
     for i in range(view.len // 8):
-        zeros += keys[i] == 0
-    if zeros:
+        zero |= (keys[i] - 1) & ~keys[i]  # the top bit of this is set for 0 alone
+    if zero >> 63:
         raise ValueError("a block key is 0")
     return 0
 

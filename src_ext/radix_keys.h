@@ -149,7 +149,7 @@ static inline void rx_bucket_put(RxPart *p, uint32_t tag, uint32_t id) {
     p->bucket[at].id[slot] = id;
 }
 
-static inline int rx_part_grow(RxKeys *k, RxPart *p) {
+RX_RARE int rx_part_grow(RxKeys *k, RxPart *p) {
     RxMem *m = k->mem;
     RxPart grown;
     uint32_t i;
@@ -263,15 +263,18 @@ static inline void rx_run_go(RxRun *r) {
 
 /* Look up key i (once each, in order) and give its hash. */
 static inline uint32_t rx_run_find(RxRun *r, size_t i, uint64_t *hash) {
-    RxAhead a = r->ahead[i % RX_AHEAD_BUCKET];
-    *hash = a.hash;
+    const RxAhead *a = &r->ahead[i % RX_AHEAD_BUCKET];
+    uint32_t node = a->maybe;
+    *hash = a->hash;
+    if (node == RX_NONE || rx_hot(r->nodes, node)->key != r->keys[i]) {
+        node = RX_NONE;
+        if (!a->home || a->moves != r->index->moves || a->home->over ||
+            rx_tag_hits(a->home, rx_tag(a->hash)))
+            node = rx_keys_find(r->index, r->nodes, r->keys[i], a->hash);
+    }
     rx_run_node(r, i + RX_AHEAD_NODE);
     rx_run_bucket(r, i + RX_AHEAD_BUCKET);
-    if (a.maybe != RX_NONE && rx_hot(r->nodes, a.maybe)->key == r->keys[i]) return a.maybe;
-    if (a.home && a.moves == r->index->moves && !a.home->over &&
-        !rx_tag_hits(a.home, rx_tag(a.hash)))
-        return RX_NONE;
-    return rx_keys_find(r->index, r->nodes, r->keys[i], a.hash);
+    return node;
 }
 
 #endif

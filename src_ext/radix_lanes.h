@@ -55,12 +55,9 @@ static inline size_t rx_chunk_bytes(uint32_t room) {
     return sizeof(RxChunk) + (size_t)room * sizeof(uint32_t);
 }
 
-/* Make sure that the next rx_record_add succeeds: two words are free in the last chunk. */
-static inline int rx_record_reserve(RxMem *m, RxRecord *r) {
+RX_RARE int rx_record_grow(RxMem *m, RxRecord *r) {
+    uint32_t room = r->tail ? r->tail->room * 2 + 2 : RX_CHUNK_MIN;
     RxChunk *fresh;
-    uint32_t room;
-    if (r->tail && r->tail->count + 2 <= r->tail->room) return 0;
-    room = r->tail ? r->tail->room * 2 + 2 : RX_CHUNK_MIN;
     if (room > RX_CHUNK_MAX) room = RX_CHUNK_MAX;
     fresh = (RxChunk *)rx_alloc(m, rx_chunk_bytes(room));
     if (!fresh) return -1;
@@ -69,6 +66,11 @@ static inline int rx_record_reserve(RxMem *m, RxRecord *r) {
     r->tail = fresh;
     r->last = RX_RUN;
     return 0;
+}
+
+/* Make sure that the next rx_record_add succeeds: two words are free in the last chunk. */
+static inline int rx_record_reserve(RxMem *m, RxRecord *r) {
+    return r->tail && r->tail->count + 2 <= r->tail->room ? 0 : rx_record_grow(m, r);
 }
 
 static inline void rx_record_add(RxRecord *r, uint32_t id) {

@@ -14,6 +14,9 @@
 
 #include "alloc.h"
 
+/* Rare paths, kept out of line so that the common ones keep their registers. */
+#define RX_RARE static __attribute__((noinline, cold, unused))
+
 typedef struct {
     uint64_t used;    /* bytes */
     uint64_t cap;     /* bytes, 0: none */
@@ -30,7 +33,7 @@ static inline int rx_mem_fits(RxMem *m, size_t size, uint64_t slack) {
 }
 
 /* Zeroed memory or NULL (then m->refused says whether the cap was the reason). */
-static inline void *rx_alloc(RxMem *m, size_t size) {
+RX_RARE void *rx_alloc(RxMem *m, size_t size) {
     void *got;
     m->refused = 0;
     if (!rx_mem_fits(m, size, 0)) return NULL;
@@ -39,7 +42,7 @@ static inline void *rx_alloc(RxMem *m, size_t size) {
     return got;
 }
 
-static inline void rx_free(RxMem *m, void *block, size_t size) {
+RX_RARE void rx_free(RxMem *m, void *block, size_t size) {
     if (!block) return;
     m->used -= size;
     wl_free(block);
@@ -52,7 +55,7 @@ typedef struct {
     uint32_t room;  /* segments the table has room for */
 } RxSegs;
 
-static inline int rx_segs_add(RxMem *m, RxSegs *s, size_t seg_bytes) {
+RX_RARE int rx_segs_add(RxMem *m, RxSegs *s, size_t seg_bytes) {
     char *fresh;
     if (s->count == s->room) {
         uint32_t room = s->room ? s->room * 2 : 8;

@@ -113,7 +113,7 @@ static inline int rx_evict_tail(RxTree *t, uint32_t lane, uint32_t limit) {
 }
 
 /* Take away about RX_EVICT_BATCH blocks, tails first, from whoever holds most. 0: nothing left. */
-static inline uint32_t rx_evict(RxTree *t) {
+RX_RARE uint32_t rx_evict(RxTree *t) {
     uint32_t gone = 0, lane, largest;
     int got = 1;
     t->mem.taking++;
@@ -192,30 +192,10 @@ static inline void rx_chain_step(RxTree *t, RxChain *c, uint32_t node, uint32_t 
     c->v = v;
 }
 
-/* A block that the tree does not have yet: a node with the lane as its only holder. 1, RX_FAIL. */
-static inline int rx_insert_new(RxTree *t, RxChain *c, uint64_t key, uint64_t hash) {
-    RxCounts counts = {{0, 0, 0}};
-    uint32_t node = rx_node_new(t, key, hash, c->above), v = c->v < c->tier ? c->tier : c->v;
-    int status;
-    if (node == RX_NONE) return RX_FAIL;
-    counts.count[c->tier] = 1;
-    status = rx_insert_again(t, c, node);
-    if (!status) status = rx_change(t, node, c->lane, RX_ABSENT, &counts, v, 0);
-    if (status < 0) {
-        rx_keys_cut(&t->keys, hash, node);
-        rx_node_drop(&t->nodes, node);
-        return RX_FAIL;
-    }
-    if (!status) rx_chain_step(t, c, node, 0, v);
-    return 1;
-}
-
-/* One block of a chain that the tree has. 1: newly present, 0: not, RX_FAIL: nothing changed. */
-static inline int rx_insert_known(RxTree *t, RxChain *c, uint32_t node) {
+/* The lane comes to a block in the general way. 1: newly present, 0: not, RX_FAIL. */
+static __attribute__((noinline, unused)) int rx_insert_slow(RxTree *t, RxChain *c, uint32_t node) {
     uint32_t parent = rx_hot(&t->nodes, node)->parent, state, v = c->v, p, from;
     RxCounts counts;
-    int status = rx_insert_again(t, c, node);
-    if (status) return status;
     if (parent != c->above && (parent != RX_ORPHAN || !rx_attach(t, node, c->above))) {
         t->conflicts++;
         v = rx_vis_from(t, parent, c->lane);
@@ -235,9 +215,22 @@ static inline int rx_insert_known(RxTree *t, RxChain *c, uint32_t node) {
     return state == RX_ABSENT;
 }
 
+/* One block of a chain; `node` RX_NONE if the tree does not have it. 1: newly present, 0: not,
+ * RX_FAIL: no memory, nothing changed. */
 static inline int rx_insert_one(RxTree *t, RxChain *c, uint32_t node, uint64_t key,
                                 uint64_t hash) {
-    return node == RX_NONE ? rx_insert_new(t, c, key, hash) : rx_insert_known(t, c, node);
+    int fresh = node == RX_NONE, status;
+    if (fresh) {
+        node = rx_node_new(t, key, hash, c->above);
+        if (node == RX_NONE) return RX_FAIL;
+    }
+    status = rx_insert_again(t, c, node);
+    if (!status) status = rx_insert_slow(t, c, node);
+    if (status == RX_FAIL && fresh) {
+        rx_keys_cut(&t->keys, hash, node);
+        rx_node_drop(&t->nodes, node);
+    }
+    return status;
 }
 
 /* Begin a chain: the replica's lane and the node of the parent. */
@@ -267,7 +260,7 @@ static inline void rx_forget_orphan(RxTree *t, uint32_t node) {
 }
 
 /* Make room after a refusal by the cap. 0: try again. */
-static inline int rx_chain_room(RxTree *t, RxChain *c, uint32_t *rounds) {
+RX_RARE int rx_chain_room(RxTree *t, RxChain *c, uint32_t *rounds) {
     if (++*rounds > RX_EVICT_ROUNDS || !rx_evict(t)) return RX_FAIL;
     if (rx_is_real(c->above) && rx_hot(&t->nodes, c->above)->parent == RX_FREE) return RX_FAIL;
     c->from = RX_NONE; /* sets may have been freed */
