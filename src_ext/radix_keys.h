@@ -172,13 +172,17 @@ RX_RARE int rx_part_grow(RxKeys *k, RxPart *p) {
     return 0;
 }
 
-/* Make sure that the key can be put. Where memory is refused a partition may fill to 97 %. */
-static inline int rx_keys_reserve(RxKeys *k, uint64_t hash) {
-    RxPart *p = rx_part(k, hash);
+/* Grow a partition that is 88 % full; where memory is refused it may fill to 97 %. */
+RX_RARE int rx_keys_full(RxKeys *k, RxPart *p) {
     uint32_t slots = p->buckets * RX_SLOTS;
-    if ((p->count + 1) * 100 <= slots * 88) return 0;
     if (!rx_part_grow(k, p)) return 0;
     return (p->count + 1) * 100 <= slots * 97 ? 0 : -1;
+}
+
+/* Make sure that the key can be put. */
+static inline int rx_keys_reserve(RxKeys *k, uint64_t hash) {
+    RxPart *p = rx_part(k, hash);
+    return (p->count + 1) * 100 <= p->buckets * (RX_SLOTS * 88) ? 0 : rx_keys_full(k, p);
 }
 
 static inline void rx_keys_put(RxKeys *k, uint64_t hash, uint32_t id) {
@@ -208,8 +212,8 @@ static inline void rx_keys_cut(RxKeys *k, uint64_t hash, uint32_t id) {
 
 /* A run of keys to look up one by one: hashes, buckets and nodes are fetched ahead, so that the
  * look-up itself waits for nothing. Nodes may come and go between fetch and look-up. */
-#define RX_AHEAD_BUCKET 16u
-#define RX_AHEAD_NODE 8u
+#define RX_AHEAD_BUCKET 32u
+#define RX_AHEAD_NODE 16u
 
 typedef struct {
     uint64_t hash;

@@ -16,6 +16,7 @@
 
 /* Rare paths, kept out of line so that the common ones keep their registers. */
 #define RX_RARE static __attribute__((noinline, cold, unused))
+#define RX_HOT static inline __attribute__((always_inline))
 
 typedef struct {
     uint64_t used;    /* bytes */

@@ -70,14 +70,18 @@ static inline void rx_nodes_free(RxNodes *n) {
     if (n->mem) rx_segs_free(n->mem, &n->segs, sizeof(RxNodeSeg));
 }
 
-/* Make sure that the next rx_node_take succeeds. Under a cap nodes leave an eighth of it to the
- * index, the sets and the records that grow with them. */
-static inline int rx_nodes_reserve(RxNodes *n) {
+/* Under a cap nodes leave an eighth of it to the index, the sets and the records that grow with
+ * them. */
+RX_RARE int rx_nodes_grow(RxNodes *n) {
     n->mem->refused = 0;
-    if (n->free || n->used < n->segs.count << RX_NODE_BITS) return 0;
     if (n->used > RX_MAX_NODES || !rx_mem_fits(n->mem, sizeof(RxNodeSeg), n->mem->cap / 8))
         return -1;
     return rx_segs_add(n->mem, &n->segs, sizeof(RxNodeSeg));
+}
+
+/* Make sure that the next rx_node_take succeeds. */
+static inline int rx_nodes_reserve(RxNodes *n) {
+    return n->free || n->used < n->segs.count << RX_NODE_BITS ? 0 : rx_nodes_grow(n);
 }
 
 /* A node with this key and parent, in the parent's child list. Call rx_nodes_reserve before. */

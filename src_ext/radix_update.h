@@ -6,7 +6,8 @@
 
 #include "radix_work.h"
 
-#define RX_DROPPED (-2)     /* the replica is dropped and not yet swept */
+#define RX_DROPPED (-2) /* the replica is dropped and not yet swept */
+#define RX_FULL (-3)    /* the cap refuses the block */
 #define RX_EVICT_BATCH 64u
 #define RX_EVICT_ROUNDS 64u
 #define RX_EVICT_CHILDREN 64u
@@ -158,7 +159,7 @@ typedef struct {
 
 /* Blocks of a chain mostly go the same way: from set `from`, where the lane is absent, to set `to`.
  * Repeat that step without looking at the sets. 1: done, 0: it does not apply here, RX_FAIL. */
-static inline int rx_insert_again(RxTree *t, RxChain *c, uint32_t node) {
+RX_HOT int rx_insert_again(RxTree *t, RxChain *c, uint32_t node) {
     RxHot *hot = rx_hot(&t->nodes, node);
     RxLane *me = t->lane[c->lane];
     if (hot->set != c->from || c->v != c->from_v || hot->parent != c->above) return 0;
@@ -217,8 +218,7 @@ static __attribute__((noinline, unused)) int rx_insert_slow(RxTree *t, RxChain *
 
 /* One block of a chain; `node` RX_NONE if the tree does not have it. 1: newly present, 0: not,
  * RX_FAIL: no memory, nothing changed. */
-static inline int rx_insert_one(RxTree *t, RxChain *c, uint32_t node, uint64_t key,
-                                uint64_t hash) {
+RX_HOT int rx_insert_one(RxTree *t, RxChain *c, uint32_t node, uint64_t key, uint64_t hash) {
     int fresh = node == RX_NONE, status;
     if (fresh) {
         node = rx_node_new(t, key, hash, c->above);
@@ -268,6 +268,17 @@ RX_RARE int rx_chain_room(RxTree *t, RxChain *c, uint32_t *rounds) {
     return 0;
 }
 
+/* Insert a block again, evicting until the cap lets it in; RX_FULL if it does not. */
+RX_RARE int rx_insert_retry(RxTree *t, RxChain *c, uint64_t key, uint64_t hash,
+                            uint32_t *rounds) {
+    int status;
+    do {
+        if (rx_chain_room(t, c, rounds)) return RX_FULL;
+        status = rx_insert_one(t, c, rx_find(t, key), key, hash);
+    } while (status == RX_FAIL && t->mem.refused);
+    return status;
+}
+
 static inline void rx_prefetch_lane(const RxTree *t, uint32_t replica) {
     uint32_t lane = t->inside[replica];
     if (lane == RX_NOBODY) return;
@@ -301,9 +312,9 @@ static inline int64_t rx_insert(RxTree *t, uint32_t replica, const uint64_t *key
     for (; i < n && status >= 0; i++) {
         node = rx_run_find(&run, i, &hash);
         status = rx_insert_one(t, &c, node, keys[i], hash);
-        while (status == RX_FAIL && t->mem.refused && !full) {
-            full = rx_chain_room(t, &c, &rounds) != 0;
-            if (!full) status = rx_insert_one(t, &c, rx_find(t, keys[i]), keys[i], hash);
+        if (status == RX_FAIL && t->mem.refused) {
+            status = rx_insert_retry(t, &c, keys[i], hash, &rounds);
+            full = status == RX_FULL;
         }
         fresh += status > 0;
     }
