@@ -7,7 +7,8 @@ per bar, `name value unit bar ok|short|void`, and exits with status 1 when one f
   spread more than 25 %: interquartile range over median); a void bar is never counted as met.
 - Absolute figures (seconds, bytes a second) are judged against the limit times the machine's
   scale: how much slower two loops run here than on the machine the bars were set on. One follows
-  dependent loads through 64 MB, the other hashes with XXH3. The scale is clamped to 0.7-1.5.
+  dependent loads through 64 MB, the other hashes with XXH3. Both run before and after each figure;
+  the scale is clamped to 0.7-1.5.
 - Ratios, counts and bytes are judged as they are (`scaled=False`).
 
 Measure CPU time (`time.thread_time`), take medians, interleave competitors in one run.
@@ -37,6 +38,7 @@ REFERENCE_LOAD_NS = 145.0
 REFERENCE_XXH3_GB_S = 88.0
 SCALE_MIN, SCALE_MAX = 0.7, 1.5
 MAX_SPREAD = 0.25
+LOADS = 200_000  # dependent loads a round
 RING_LENGTH = 16 * 1024 * 1024  # uint32: 64 MB, beyond any L2 and most L3
 HASH_BYTES = 64 * 1024
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -50,6 +52,16 @@ def spread(samples: Sequence[float]) -> float:
         return 0.0
     low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
     return (high - low) / middle if middle else 0.0
+
+
+def steady(measure: Callable[[], list[float]], tries: int = 3) -> list[float]:
+    """Samples of the first measurement whose spread is allowed; of the last one if none is."""
+    samples: list[float] = []
+    for _ in range(tries):
+        samples = measure()
+        if spread(samples) <= MAX_SPREAD:
+            break
+    return samples
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -85,31 +97,35 @@ class Calibration:
     scale > 1: this machine is slower than the reference and limits of time are widened by it.
     """
 
-    def __init__(self, rounds: int = 9) -> None:
-        ring = random_ring(RING_LENGTH)
-        steps = 200_000
-        data = os.urandom(HASH_BYTES)
+    def __init__(self) -> None:
+        self._ring = random_ring(RING_LENGTH)
+        self._data = os.urandom(HASH_BYTES)
+        self._at = 0
+        self._check_s = cpu_seconds(lambda: follow(self._ring, 0))
+        self.load_ns = self.xxh3_gb_s = self.scale = 0.0
+        self.measure(rounds=9)
+
+    def _walk(self) -> None:
+        self._at = follow(self._ring, LOADS, self._at)
+
+    def _hash(self) -> None:
+        for _ in range(64):
+            xxhash.xxh3_64_intdigest(self._data)
+
+    def measure(self, rounds: int = 5) -> float:
+        """Measure again (about 0.3 s) and return the new scale."""
         loads: list[float] = []
         hashes: list[float] = []
-        checked = cpu_seconds(lambda: follow(ring, 0))  # follow() checks the whole ring first
-        at = 0
-
-        def walk() -> None:
-            nonlocal at
-            at = follow(ring, steps, at)
-
-        def hash_all() -> None:
-            for _ in range(64):
-                xxhash.xxh3_64_intdigest(data)
-
         for _ in range(rounds):
-            checked = min(checked, cpu_seconds(lambda: follow(ring, 0)))
-            loads.append((cpu_seconds(walk) - checked) / steps * 1e9)
-            hashes.append(64 * HASH_BYTES / cpu_seconds(hash_all) / 1e9)
+            # follow() checks the whole ring before it walks: that time is taken off.
+            self._check_s = min(self._check_s, cpu_seconds(lambda: follow(self._ring, 0)))
+            loads.append((cpu_seconds(self._walk) - self._check_s) / LOADS * 1e9)
+            hashes.append(64 * HASH_BYTES / cpu_seconds(self._hash) / 1e9)
         self.load_ns = statistics.median(loads)
         self.xxh3_gb_s = statistics.median(hashes)
         raw = (self.load_ns / REFERENCE_LOAD_NS * REFERENCE_XXH3_GB_S / self.xxh3_gb_s) ** 0.5
         self.scale = min(max(raw, SCALE_MIN), SCALE_MAX)
+        return self.scale
 
     def as_dict(self) -> dict[str, float]:
         return {"load_ns": self.load_ns, "xxh3_gb_s": self.xxh3_gb_s, "scale": self.scale}
@@ -136,13 +152,23 @@ class Bench:
         self.name = name
         self.rows: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
-        self.before = Calibration()
-        self.scale = self.before.scale
+        self.speed = Calibration()
+        self.scale = self.speed.scale
+        self.at_start = self.speed.as_dict()
         print(
-            f"# {name}: {question}\n# load {self.before.load_ns:.1f} ns, "
-            f"XXH3 {self.before.xxh3_gb_s:.1f} GB/s, scale {self.scale:.2f}",
+            f"# {name}: {question}\n# load {self.speed.load_ns:.1f} ns, "
+            f"XXH3 {self.speed.xxh3_gb_s:.1f} GB/s, scale {self.scale:.2f}",
             flush=True,
         )
+
+    def _scale_now(self) -> float:
+        """The scale around a measurement that has just ended: the mean of the last and a new one.
+
+        A shared machine changes within a run; a scale from its start would judge the wrong minute.
+        """
+        last = self.scale
+        self.scale = self.speed.measure()
+        return (last + self.scale) / 2
 
     def bar(
         self,
@@ -163,7 +189,7 @@ class Bench:
         """
         if value is None and samples:
             value = statistics.median(samples)
-        factor = self.scale if scaled else 1.0
+        factor = self._scale_now() if scaled else 1.0
         bound = limit * factor if better == "less" else limit / factor
         wide = spread(samples)
         if value is None or why_void:
@@ -187,6 +213,7 @@ class Bench:
                 "better": better,
                 "limit": limit,
                 "limit_here": bound,
+                "scale": round(factor, 3),
                 "verdict": verdict,
                 "spread": round(wide, 4),
                 "why_void": why_void,
@@ -213,7 +240,7 @@ class Bench:
                 "bench": self.name,
                 "quick": self.args.quick,
                 "machine": machine(),
-                "calibration": self.before.as_dict(),
+                "calibration": self.at_start,
                 "bars": self.rows,
                 "notes": self.notes,
             }
