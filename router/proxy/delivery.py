@@ -17,7 +17,7 @@ from warmlane.router.problems import stream_error_event
 from warmlane.router.proxy.hold import READ_KINDS, Hold, Piece, Verdict, is_client_error
 from warmlane.router.proxy.relay import Relay
 from warmlane.router.proxy.request_head import RequestHead
-from warmlane.router.proxy.response_head import ResponseHead
+from warmlane.router.proxy.response_head import ResponseHead, response_bytes
 from warmlane.router.proxy.wire import Framing
 from warmlane.router.types import Decision, Kind, Outcome, Request
 
@@ -69,7 +69,6 @@ class Delivery:
         "_response",
         "_side",
         "_slot",
-        "_started",
         "_state",
         "_total",
         "_trailer",
@@ -107,8 +106,7 @@ class Delivery:
         self._answer: Answer | None = None
         self._hold: Hold | None = None
         self._reads = 0
-        self._started = monotonic()
-        self._total = self.deadline = self._started + state.timeouts.total_s
+        self._total = self.deadline = state.now + state.timeouts.total_s
 
     def _failed(self, fault: Fault, reason: str) -> None:
         """An attempt failed and the client has seen nothing yet."""
@@ -160,6 +158,36 @@ class Delivery:
         elif verdict is Verdict.FAIL:
             assert hold.fault is not None
             self._failed(hold.fault, "")
+
+    def on_whole(self, head: ResponseHead, raw: bytes, body: bytes) -> None:
+        """`on_head` and the only `on_data` in one. raw: the bytes of both.
+
+        The common answer that is no stream takes the short way: there is nothing to hold.
+        """
+        kind = self.kind
+        if head.status != 200 or not head.json or head.encoded or kind not in READ_KINDS:
+            self.on_head(head, True)
+            self.on_data(body, body, True, True, b"")
+            return
+        self._upstream = None
+        self._response = head
+        state = self._state
+        answer = self._answer = Answer(kind, False, state.limits.answer_text_bytes)
+        answer.feed(body)
+        if answer.abort_without_token:
+            self._failed(Fault.ABORTED, "")
+            return
+        now = monotonic()
+        state.router.first_token(self._decision.ticket, now)
+        client = self._client
+        close = client.closing
+        extra = self._debug_lines() if client.debug else b""
+        out = response_bytes(head, close=close, dechunk=False, extra=extra)
+        self.begun = True
+        client.write(raw if out is head.raw else out + body)
+        self._side.ejector.ok(self._slot)
+        self._end("ok", 200, now)
+        client.done(close)
 
     def _ends_without_end(self) -> bool:
         """A stream without length and chunks looks whole when it is cut: its last event tells."""
@@ -309,11 +337,10 @@ class Delivery:
         if upstream is not None:
             upstream.abort()
 
-    def _end(self, status: str, http_status: int) -> None:
-        """Close the ticket and count. Exactly once per decided request."""
+    def _end(self, status: str, http_status: int, now: float = 0.0) -> None:
+        """Close the ticket and count. Exactly once per decided request. now: read if not given."""
         assert self._open
         self._open = False
-        now = monotonic()
         state = self._state
         decision = self._decision
         answer = self._answer
@@ -321,8 +348,9 @@ class Delivery:
             outcome = _OK if status == "ok" else Outcome(status=status)
         else:
             outcome = answer.outcome(status)
-        state.router.close(decision.ticket, outcome, now)
-        state.metrics.request_done(decision.pool, self._replica_name(), self.kind, http_status)
+        state.router.close(decision.ticket, outcome, now or monotonic())
+        name = self._link.replica.name
+        state.metrics.request_done(decision.pool, name, self.kind, http_status)
 
     def _replica_name(self) -> str:
         return self._link.replica.name

@@ -96,7 +96,7 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
-        if self.exchange is None and not self._tail:
+        if self.exchange is None and not self._tail:  # the common case
             self._pump(data)
             return
         if type(self.exchange) is Upload:
@@ -127,29 +127,29 @@ class Client(asyncio.Protocol):
 
     def done(self, close: bool) -> None:
         """The present answer is complete."""
-        uploading = type(self.exchange) is Upload
-        self.exchange = None
+        exchange, self.exchange = self.exchange, None
         self._state.inflight -= 1
-        if uploading:
+        if type(exchange) is Upload:
             self._linger()
         else:
             self._next(close)
 
     def _next(self, close: bool = False) -> None:
         """Ready for the next request, or close."""
-        state = self._state
         if close or self.closing:
             self._ended = self.closing = True
             self.transport.close()
             return
+        state = self._state
         self.deadline = state.now + state.timeouts.client_keepalive_s
-        if not self._pumping:
-            if self._paused:
-                self._paused = False
-                self.transport.resume_reading()
-            if self._tail:
-                data, self._tail = self._tail, b""
-                self._pump(data)
+        if self._pumping:
+            return
+        if self._paused:
+            self._paused = False
+            self.transport.resume_reading()
+        if self._tail:
+            data, self._tail = self._tail, b""
+            self._pump(data)
 
     def answered(self, error: RouterError) -> None:
         """The present request is answered with an error of our own; the connection lives on."""
@@ -196,6 +196,7 @@ class Client(asyncio.Protocol):
         """Take requests from `data` until one is under way or nothing whole is left."""
         self._pumping = True
         try:
+            data = self._take(data)
             while data and self.exchange is None and not self._ended:
                 data = self._take(data)
         except BadChunk as error:
@@ -215,24 +216,27 @@ class Client(asyncio.Protocol):
             return self._take_body(self._body, data)
         while data.startswith(b"\r\n"):  # RFC 9112, section 2.2: empty lines before a request
             data = data[2:]
-        end = data.find(END)
-        limits = self._state.limits
-        if end < 0 or end + 4 > limits.head_bytes:
-            if len(data) > limits.head_bytes:
-                self._state.metrics.limit_reached("head_bytes")
-                raise RequestError(431, "The request head is too large.")
-            if data not in (b"", b"\r"):
-                check_start(data)
-                if not self._waiting:
-                    self._waiting = True
-                    self.deadline = self._state.now + self._state.timeouts.head_s
-            self._tail = data
+        end = data.find(END) + 4
+        if end < 4 or end > self._state.limits.head_bytes:
+            self._wait_for_head(data)
             return b""
-        end += 4
-        return self._begin(self._reader.read(data[:end]), data[end:])
+        return self._begin(self._reader.read(data[:end]), data, end)
 
-    def _begin(self, head: RequestHead, rest: bytes) -> bytes:
-        """A head is read: decide what happens to its body; the bytes behind the request."""
+    def _wait_for_head(self, data: bytes) -> None:
+        """`data` is a part of a head. Raises RequestError if it cannot become a whole one."""
+        state = self._state
+        if len(data) > state.limits.head_bytes:
+            state.metrics.limit_reached("head_bytes")
+            raise RequestError(431, "The request head is too large.")
+        if data not in (b"", b"\r"):
+            check_start(data)
+            if not self._waiting:
+                self._waiting = True
+                self.deadline = state.now + state.timeouts.head_s
+        self._tail = data
+
+    def _begin(self, head: RequestHead, data: bytes, end: int) -> bytes:
+        """A head is read, up to `end`: decide what happens to its body; the bytes behind it."""
         state = self._state
         self._waiting = False
         if head.close or state.draining:
@@ -243,24 +247,27 @@ class Client(asyncio.Protocol):
         if b"x-warmlane-debug-key" in head.headers:
             self.debug = state.may_debug(head.headers[b"x-warmlane-debug-key"])
         length = head.length
-        if not head.chunked and length <= len(rest) and length <= state.limits.body_bytes:
-            body = rest if length == len(rest) else rest[:length]
+        if length > state.limits.body_bytes:
+            return self._too_large(head, data[end:])
+        if not head.chunked and end + length <= len(data):
+            body = data[end : end + length]
             if body:
                 self._reader.skip_body(head, body)
             self._start(head, body, b"")
-            return rest[length:]
-        if length > state.limits.body_bytes:
-            return self._too_large(head, rest)
+            return data[end + length :]
         self.deadline = state.now + state.timeouts.head_s
-        self._body = body_reader = BodyReader(head, self._reader)
-        if head.expect and not rest:
+        self._body = body_reader = BodyReader(head)
+        if end < len(data):
+            return self._take_body(body_reader, data, end)
+        if head.expect:
             self.write(CONTINUE)
-        return self._take_body(body_reader, rest) if rest else b""
+        return b""
 
-    def _take_body(self, body: BodyReader, data: bytes) -> bytes:
+    def _take_body(self, body: BodyReader, data: bytes, start: int = 0) -> bytes:
+        """Take the part of a body that begins at `start`; the bytes behind it."""
         state = self._state
         before = body.size
-        rest = body.feed(data)
+        rest = body.begin(data, start) if start else body.feed(data)
         grown = body.size - before
         self.deadline += grown / _MIN_BYTES_PER_S
         state.buffered_bytes += grown
@@ -270,7 +277,9 @@ class Client(asyncio.Protocol):
         if body.size > state.limits.body_bytes:
             return self._too_large(body.head, rest)
         if body.done:
-            self._start(body.head, self._drop_body(), body.trailer)
+            whole = self._drop_body()
+            self._reader.skip_body(body.head, whole)
+            self._start(body.head, whole, body.trailer)
         return rest
 
     def _drop_body(self) -> bytes:
@@ -283,7 +292,7 @@ class Client(asyncio.Protocol):
 
     def _start(self, head: RequestHead, body: bytes, trailer: bytes) -> None:
         state = self._state
-        answer = local_answer(state, head)
+        answer = local_answer(state, head) if head.method != b"POST" else None
         if answer is not None:
             status, headers, content = answer
             to_head = head.method == b"HEAD"

@@ -113,9 +113,9 @@ class State:
             self.side(pool.name)
 
     def side(self, pool: str) -> PoolSide:
-        """A pool by name; pools may be added by a reload."""
+        """A pool by name. The router's pools stay the same objects as long as it lives."""
         side = self.sides.get(pool)
-        if side is None or side.pool is not self.router.pools[pool]:
+        if side is None:
             side = self.sides[pool] = PoolSide(self.router.pools[pool], self, monotonic())
             self.links.watch(side.pool)
         return side

@@ -4,7 +4,8 @@ It knows HTTP/1.1 framing and nothing else: no retries, no health, no clients. A
 it goes back to its Link; after anything doubtful it closes.
 
 The exchange hears, in this order: `on_head` once, `on_data` any number of times with the last one
-marked done; or `on_fault` once in place of the rest. After that the connection has forgotten it.
+marked done; or `on_fault` once in place of the rest. A whole answer of known length in one read is
+told with `on_whole` alone. After that the connection has forgotten it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Listener(Protocol):
     def on_data(
         self, raw: bytes, payload: bytes, aligned: bool, done: bool, trailer: bytes
     ) -> None: ...
+    def on_whole(self, head: ResponseHead, raw: bytes, body: bytes) -> None: ...
     def on_fault(self, fault: Fault, reason: str, stale: bool) -> None: ...
     def on_writable(self, writable: bool) -> None: ...
     def crashed(self) -> None: ...
@@ -172,7 +174,7 @@ class Upstream(asyncio.Protocol):
     # Reading
 
     def _read_head(self, data: bytes, listener: Listener) -> bytes | None:
-        """The bytes behind the head, None when it is not complete."""
+        """The bytes behind the head; None when it is not complete, or the answer is already."""
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
@@ -185,13 +187,19 @@ class Upstream(asyncio.Protocol):
                 return None
             end += 4
             head = self._reader.read(data[:end], listener.to_head)
+            raw = data
             data = data[end:]
             if head.status >= 200:
                 break
             # 100 and 103 are for us alone: the client's own 100 was sent when it asked.
+        self._keep = not head.close
+        if head.framing is Framing.LENGTH and len(data) == head.length:
+            self._reader.skip_body(data)
+            self._let_go()
+            listener.on_whole(head, raw, data)
+            return None
         self._framing = head.framing
         self._left = head.length
-        self._keep = not head.close
         if head.framing is Framing.CHUNKED:
             self._chunks = ChunkReader()
         listener.on_head(head, bool(data) or head.framing is Framing.NONE)
@@ -236,6 +244,11 @@ class Upstream(asyncio.Protocol):
         """The answer is whole: hand on its last bytes, then give the connection back."""
         listener = self._listener
         assert listener is not None
+        self._let_go()
+        listener.on_data(raw, payload, aligned, True, trailer)
+
+    def _let_go(self) -> None:
+        """The exchange needs us no more: back to the link, or close."""
         self._listener = None
         self._framing = None
         self._chunks = None
@@ -245,7 +258,6 @@ class Upstream(asyncio.Protocol):
             self._link.give(self, monotonic())
         else:
             self.close()
-        listener.on_data(raw, payload, aligned, True, trailer)
 
     def _fail(self, fault: Fault, reason: str) -> None:
         listener = self._listener
