@@ -5,7 +5,8 @@ The static part of the filters is kept per (model, adapter) until the pool chang
 fails loses no request: then the replica with the fewest open requests is taken, and the decision
 says why.
 
-Cost: about 2.5 us for the default mix over 8 replicas, 4 us over 64 (benchmarks/bench_decide.py).
+The default mix over filters that ask nothing of the request is one compiled call (`quick`); any
+other mix, and `explain`, run scorer by scorer (`decide`). Both give the same order.
 """
 
 from __future__ import annotations
@@ -16,18 +17,29 @@ from collections.abc import Sequence
 from typing import Final
 
 from warmlane._core import cost
-from warmlane.router.candidates import CandidateColumns
+from warmlane._core.mix import Mix
+from warmlane.router.candidates import (
+    CONTEXT_SHARE,
+    MIN_SCALE_TOKENS,
+    REQUEST_TOKENS,
+    CandidateColumns,
+)
 from warmlane.router.errors import NoReplica
 from warmlane.router.interfaces import Filter, Picker
+from warmlane.router.pickers import Best
 from warmlane.router.pool import Pool
 from warmlane.router.registry import Parts
 from warmlane.router.types import ReplicaState, Request
+from warmlane.scorers import DEFAULT_MIX
+from warmlane.scorers.spread import Spread
 
 log = logging.getLogger("warmlane.decide")
 
 CHOICES: Final = 5  # one replica and four to fall back to
 _MAX_STATIC_MASKS: Final = 1024  # (model, adapter) pairs kept; names come from clients
 RETRY_AFTER_S: Final = 1.0
+# In the order of `Mix`, which is that of DEFAULT_MIX without `lora`.
+_FUSED: Final = ("prefix_hit", "inflight_tokens", "running_requests", "spread", "kv_usage")
 
 
 class StaticMask:
@@ -70,6 +82,7 @@ class Decider:
         self._neutral = array("d")
         self._weights = array("d", [item.weight for item in parts.scorers])
         self._run = [(i, item.scorer.score) for i, item in enumerate(parts.scorers)]
+        self.mix = default_mix(parts) if self._subset_only else None
 
     def begin(self, model: str, adapter: str, prompt_tokens: float, now: float) -> CandidateColumns:
         """Candidates for a request, before filters; the caller fills in the hits."""
@@ -80,6 +93,32 @@ class Decider:
         candidates.adapter = adapter
         candidates.fill(prompt_tokens, now)
         return candidates
+
+    def quick(
+        self,
+        request: Request,
+        model: str,
+        blocks: array[int] | None,
+        block_tokens: float,
+        prompt_tokens: float,
+        rand: int,
+    ) -> tuple[tuple[int, ...], tuple[int, ...], float, float]:
+        """`begin` and `decide` in one for the default `mix`, no adapter and no subset.
+
+        blocks: what each slot holds, None for nothing. Returns as `Mix.choose` does. Raises
+        NoReplica. The pool was freshened before.
+        """
+        pool, mix = self.pool, self.mix
+        assert mix is not None, "the caller looks first"
+        if self._version != pool.version:
+            self._resize()
+        static = self._masks.get((model, ""))
+        if static is None:
+            self.candidates.model, self.candidates.adapter = model, ""
+            static = self._static_mask(request)
+        if static.count == 0:
+            raise self._none(static.removed)
+        return mix.choose(blocks, block_tokens, prompt_tokens, static.mask, pool.has_foreign, rand)
 
     def decide(self, request: Request, rand: int, picker: Picker | None = None) -> int:
         """Order the eligible replicas; how many choices (at least 1). Raises NoReplica.
@@ -203,6 +242,29 @@ class Decider:
         self._neutral = array("d", bytes(8 * size))
         self._columns = [array("d", bytes(8 * size)) for _ in self._run]
         self._scores = list(self._columns)
+
+
+def default_mix(parts: Parts) -> Mix | None:
+    """The scorers of policy "default" (any weights) as one call; None for every other mix.
+
+    `lora` is among them and has no opinion on a request without an adapter.
+    """
+    names = [item.name for item in parts.scorers]
+    wanted = [part if isinstance(part, str) else part["name"] for part in DEFAULT_MIX]
+    if names != wanted or type(parts.picker) is not Best:
+        return None
+    weights = {item.name: item.weight for item in parts.scorers}
+    spread = parts.scorers[names.index("spread")].scorer
+    assert isinstance(spread, Spread), "a built-in name cannot be taken by another part"
+    return Mix(
+        [weights[name] for name in _FUSED],
+        spread.rate,
+        spread.limit_tokens,
+        least_scale=MIN_SCALE_TOKENS,
+        request_tokens=REQUEST_TOKENS,
+        context_share=CONTEXT_SHARE,
+        limit=CHOICES,
+    )
 
 
 def _kind(error: Exception) -> str:

@@ -7,7 +7,9 @@ counts them, and a record whose ticket nobody closes goes by age.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeAlias
+
+import msgspec
 
 from warmlane._core.ledger import TICKET_BITS, LedgerFull
 from warmlane.router.catalog import Target
@@ -26,29 +28,28 @@ _LENGTH_PORTION: Final = 4096  # tokens
 _TICKET_MASK: Final = (1 << TICKET_BITS) - 1
 
 
-class Prepared:
+# Slots best first, whole hit tokens of each, the first one's hit with and before trust.
+Chosen: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], float, float]
+
+
+class Prepared(msgspec.Struct, eq=False):
     """A request with its lane, its engine-side names and its prefix key."""
 
-    __slots__ = ("key", "lane", "request", "target")
-
-    def __init__(self, request: Request, target: Target, lane: Lane, key: PrefixKey) -> None:
-        self.request = request
-        self.target = target
-        self.lane = lane
-        self.key = key
+    request: Request
+    target: Target
+    lane: Lane
+    key: PrefixKey
 
 
-class _Open:
-    """What later events of one ticket need."""
+class _Open(msgspec.Struct, eq=False, gc=False):
+    """What later events of one ticket need. Leads back to no lane: no cycle for the collector."""
 
-    __slots__ = ("decision", "prepared", "raw_hit", "sent_to", "slot")
-
-    def __init__(self, prepared: Prepared, decision: Decision, raw_hit: float) -> None:
-        self.prepared = prepared
-        self.decision = decision
-        self.raw_hit = raw_hit  # predicted hit tokens before trust, on `slot`
-        self.slot = decision.choices[0]
-        self.sent_to = -1
+    decision: Decision
+    request: Request
+    key: PrefixKey
+    raw_hit: float  # predicted hit tokens before trust, on `slot`
+    slot: int
+    sent_to: int = -1
 
 
 class Lane:
@@ -68,6 +69,18 @@ class Lane:
         self._open: dict[int, _Open] = {}
         self._ledger = pool.ledger
         self._trust = self.view.trust
+        mix = self._mix = self.decider.mix
+        if mix is not None:
+            mix.bind(
+                pool.ledger.requests,
+                pool.ledger.prefill_tokens,
+                pool.ledger.decode_tokens,
+                pool.placed_tokens,
+                pool.kv_usage,
+                pool.foreign_requests,
+                pool.foreign_tokens,
+                self._trust.factors,
+            )
         self._learned_bytes = self._learned_tokens = 0
 
     @property
@@ -89,14 +102,21 @@ class Lane:
 
     def decide(self, prepared: Prepared, now: float, rand: int) -> Decision:
         """Choose and reserve. Raises NoReplica."""
-        prompt_tokens, view = self.look(prepared, now)
-        decider = self.decider
-        count = decider.decide(prepared.request, rand)
-        hits = decider.candidates.hit_tokens
-        choices = tuple(decider.order[:count])
-        first = choices[0]
-        uncached = prompt_tokens - hits[first]
-        request, target, pool = prepared.request, prepared.target, self.pool
+        request, target, key = prepared.request, prepared.target, prepared.key
+        view, pool, unit, adapter = self.view, self.pool, key.unit, target.adapter
+        looks = self._uses_view and unit != "none"
+        prompt_tokens = view.prompt_tokens(key)
+        fallback = ""
+        if self._mix is not None and not adapter and request.subset is None:
+            pool.freshen(now)
+            blocks = view.blocks_of(key) if looks else None
+            each = view.block_tokens(unit)
+            chosen = self.decider.quick(request, target.model, blocks, each, prompt_tokens, rand)
+        else:
+            chosen = self._decide_slowly(prepared, now, rand)
+            fallback = self.decider.fallback
+        choices, hits, hit, raw_hit = chosen
+        first, uncached = choices[0], prompt_tokens - hit
         output = self.output_tokens
         if request.max_tokens is not None and request.max_tokens < output:
             output = request.max_tokens
@@ -105,21 +125,32 @@ class Lane:
         except LedgerFull:
             raise self._full() from None
         pool.placed(first, uncached)
-        if decider.fallback:
-            self._metrics.fallback(pool.name, decider.fallback.rpartition(": ")[0])
         decision = Decision(
             ticket=self._high | ticket,
             pool=pool.name,
             choices=choices,
-            hit_tokens=tuple([int(hits[slot]) for slot in choices]),
+            hit_tokens=hits,
             prompt_tokens=int(prompt_tokens),
-            view=view,
+            view="approximate" if looks else "none",
             model="" if target.engine_name == request.model else target.engine_name,
-            adapter=target.adapter,
-            fallback=decider.fallback,
+            adapter=adapter,
+            fallback=fallback,
         )
-        self._open[ticket] = _Open(prepared, decision, hits[first] / self.view.trust.factors[first])
+        self._open[ticket] = _Open(decision, request, key, raw_hit, first)
         return decision
+
+    def _decide_slowly(self, prepared: Prepared, now: float, rand: int) -> Chosen:
+        """Part by part, as `explain` does; a part that fails is counted. Raises NoReplica."""
+        self.look(prepared, now)
+        decider = self.decider
+        count = decider.decide(prepared.request, rand)
+        if decider.fallback:
+            self._metrics.fallback(self.pool.name, decider.fallback.rpartition(": ")[0])
+        hits = decider.candidates.hit_tokens
+        choices = tuple(decider.order[:count])
+        hit = hits[choices[0]]
+        whole = tuple([int(hits[slot]) for slot in choices])
+        return choices, whole, hit, hit / self._trust.factors[choices[0]]
 
     def sent(self, ticket: int, slot: int, now: float) -> None:
         """The request's bytes went to `slot`: from now on its prefix is expected there.
@@ -133,7 +164,7 @@ class Lane:
             self._move(opened, ticket & _TICKET_MASK, slot)
         if opened.sent_to != slot:
             opened.sent_to = slot
-            key = opened.prepared.key
+            key = opened.key
             if self._uses_view and key.unit != "none":
                 self.view.record(slot, key.unit, key.keys)
 
@@ -190,7 +221,7 @@ class Lane:
 
     def _learn(self, opened: _Open, slot: int, outcome: Outcome, now: float) -> None:
         """What a good answer teaches: lengths, trust, and the text of the next turn."""
-        decision, key = opened.decision, opened.prepared.key
+        decision, key = opened.decision, opened.key
         output, cached = outcome.output_tokens, outcome.cached_tokens
         if output is not None:
             self.output_tokens += _MEAN_STEP * (output - self.output_tokens)
@@ -207,7 +238,7 @@ class Lane:
         assert replica is not None, "a slot with an open ticket is never freed"
         self._metrics.hit(self.pool.name, replica.name, _hit_on(decision, slot), cached, prompt)
         if outcome.text and key.unit == "text":
-            self.view.record(slot, key.unit, next_turn(opened.prepared.request, key, outcome.text))
+            self.view.record(slot, key.unit, next_turn(opened.request, key, outcome.text))
         elif output:
             self.view.charge(slot, key.unit, output)
 

@@ -26,7 +26,7 @@ NEXT_PROMPT = b"\xf5"
 CHATS = frozenset({Kind.CHAT, Kind.RESPONSES, Kind.MESSAGES})
 
 
-class PrefixKey(msgspec.Struct, frozen=True):
+class PrefixKey(msgspec.Struct, frozen=True, gc=False):
     """The keys of a prompt's full blocks.
 
     unit: "text", "tokens", or "none" (no prompt: routed by load; no keys).

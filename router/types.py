@@ -102,7 +102,7 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What was chosen. `choices` are slots of `pool`, best first; work is reserved on choices[0].
 
     ticket: handle for the later events (generation + slot, never reused while open).
@@ -124,7 +124,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     fallback: str = ""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What then happened, told once at close.
 
     status: "ok" | "error" | "cancelled" | "aborted" (engine said abort).

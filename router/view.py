@@ -52,29 +52,32 @@ class CacheView:
         """Length of the prompt, estimated where the key counts bytes."""
         return key.size / self.bytes_per_token.value if key.unit == "text" else float(key.size)
 
-    def match(self, key: PrefixKey, candidates: CandidateColumns) -> int:
-        """Fill `candidates.hit_tokens`; the most blocks that any replica holds."""
+    def blocks_of(self, key: PrefixKey) -> array[int] | None:
+        """Leading blocks of the chain that each slot holds, 'i'; None when nobody holds any."""
         index = self._indexes.get(key.unit)
         if index is None:
+            return None
+        hits, size = self._hits, len(self.pool.replicas)
+        if len(hits) != size:
+            hits = self._hits = array("i", bytes(4 * size))
+        return hits if index.match(key.keys, hits) else None
+
+    def match(self, key: PrefixKey, candidates: CandidateColumns) -> None:
+        """Fill `candidates.hit_tokens`."""
+        blocks = self.blocks_of(key)
+        if blocks is None:
             candidates.hit_tokens = candidates.no_hits
-            return 0
-        size = len(candidates)
-        if len(self._hits) != size:
-            self._hits = array("i", bytes(4 * size))
-            self._tokens = array("d", bytes(8 * size))
-        best = index.match(key.keys, self._hits)
-        if best == 0:
-            candidates.hit_tokens = candidates.no_hits
-            return 0
+            return
+        if len(self._tokens) != len(blocks):
+            self._tokens = array("d", bytes(8 * len(blocks)))
         cost.hit_tokens(
-            self._hits,
+            blocks,
             self.block_tokens(key.unit),
             candidates.prompt_tokens,
             self.trust.factors,
             self._tokens,
         )
         candidates.hit_tokens = self._tokens
-        return best
 
     def hit_blocks(self, slot: int) -> int:
         """Blocks that the last `match` found there."""

@@ -2,9 +2,9 @@
 
 from libc.math cimport INFINITY, isfinite, isnan
 from libc.stdint cimport int32_t, uint8_t, uint64_t
-from libc.string cimport memmove
 
 from warmlane._core.columns cimport borrow, borrow_out, give_back, item, long_enough
+from warmlane._core.ranking cimport before, best_slots, share, tie_rank
 
 
 cdef extern from "Python.h":
@@ -22,13 +22,6 @@ class ScoreError(ValueError):
         self.scorer = scorer
         self.slot = slot
         self.value = value
-
-
-cdef inline double share(double value, double scale) noexcept nogil:
-    """value / scale within 0..1; a scale of 0 or less is the limit of a small one; NaN gives 0."""
-    if not value > 0:
-        return 0.0
-    return 1.0 if value >= scale else value / scale
 
 
 cdef enum Shape:
@@ -277,28 +270,6 @@ def combine(scores, weights, mask, out):
         give_back(&scope)
 
 
-cdef inline uint64_t mix(uint64_t seed, uint64_t home) noexcept nogil:
-    """Finaliser of SplitMix64 (Steele, Lea, Flood 2014) over both words: the rank of a tie."""
-    cdef uint64_t word = seed ^ (home * <uint64_t>0x9E3779B97F4A7C15)
-    word = (word ^ (word >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
-    word = (word ^ (word >> 27)) * <uint64_t>0x94D049BB133111EB
-    return word ^ (word >> 31)
-
-
-cdef inline bint before(
-    const double* total, const uint64_t* homes, uint64_t seed, int32_t left, int32_t right
-) noexcept nogil:
-    """Does slot `left` come before `right`: greater total, then greater rank, then lower slot."""
-    cdef uint64_t left_rank, right_rank
-    if total[left] != total[right]:
-        return total[left] > total[right]
-    left_rank = mix(seed, homes[left] if homes != NULL else <uint64_t>left + 1)
-    right_rank = mix(seed, homes[right] if homes != NULL else <uint64_t>right + 1)
-    if left_rank != right_rank:
-        return left_rank > right_rank
-    return left < right
-
-
 cdef int borrow_homes(Scope* scope, object homes, Py_ssize_t need, Column* names) except -1:
     """Hashes of the replicas' names; no data when there are none."""
     names.data = NULL
@@ -312,9 +283,6 @@ def top_k(out, mask, Py_ssize_t k, rand, order, homes=None):
     cdef Scope scope
     cdef Column total, kept, target, names
     cdef uint64_t seed = PyLong_AsUnsignedLongLongMask(rand)
-    cdef Py_ssize_t at, found = 0, low, high, middle
-    cdef double* values
-    cdef int32_t* places
     scope.held = 0
     try:
         borrow(&scope, mask, b"B", &kept)
@@ -323,26 +291,10 @@ def top_k(out, mask, Py_ssize_t k, rand, order, homes=None):
         borrow_out(&scope, order, b"i", &target)
         long_enough(&target, min(max(k, 0), kept.size), "order")
         borrow_homes(&scope, homes, kept.size, &names)
-        values, places = <double*>total.data, <int32_t*>target.data
-        for at in range(kept.size):
-            if kept.data[at] == 0 or k <= 0:
-                continue
-            if isnan(values[at]):
-                raise ValueError(f"the total of slot {at} is NaN")
-            # Binary insertion: k is the number of attempts, a few.
-            low, high = 0, found
-            while low < high:
-                middle = (low + high) >> 1
-                if before(values, <uint64_t*>names.data, seed, <int32_t>at, places[middle]):
-                    high = middle
-                else:
-                    low = middle + 1
-            if low < k:
-                if found < k:
-                    found += 1
-                memmove(&places[low + 1], &places[low], (found - low - 1) * sizeof(int32_t))
-                places[low] = <int32_t>at
-        return found
+        return best_slots(
+            <double*>total.data, <uint8_t*>kept.data, <uint64_t*>names.data, kept.size, k, seed,
+            <int32_t*>target.data,
+        )
     finally:
         give_back(&scope)
 
@@ -385,7 +337,7 @@ def rendezvous(key, homes, mask):
         borrow(&scope, homes, b"Q", &names)
         long_enough(&names, kept.size, "homes")
         for at in range(kept.size):
-            rank = mix(seed, (<uint64_t*>names.data)[at])
+            rank = tie_rank(seed, (<uint64_t*>names.data)[at])
             if kept.data[at] != 0 and (best < 0 or rank > greatest):
                 best, greatest = at, rank
         return best

@@ -1,0 +1,190 @@
+"""The default mix in one call (see mix.pxd; meanings and ranges in mix.pyi)."""
+
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from cpython.ref cimport Py_INCREF
+from libc.math cimport INFINITY, isfinite, isnan
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+
+from array import array as new_array
+
+from warmlane._core.columns cimport Column, Scope, borrow, give_back, long_enough
+from warmlane._core.ranking cimport best_slots, share
+
+
+cdef extern from "Python.h":
+    unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? 0xFFFFFFFFFFFFFFFF
+
+cdef enum:
+    COLUMNS = 8
+    MOST_CHOICES = 16
+
+cdef tuple NAMES = (
+    "requests", "prefill_tokens", "decode_tokens", "placed_tokens", "kv_usage",
+    "foreign_requests", "foreign_tokens", "trust",
+)
+
+
+cdef struct View:
+    const int32_t* requests
+    const double* prefill
+    const double* decode
+    const double* placed
+    const double* usage
+    const double* foreign_requests      # NULL: nobody else's work is known
+    const double* foreign_tokens
+    const double* trust
+    const int32_t* blocks               # NULL: nothing is held
+    const uint8_t* kept
+    Py_ssize_t size
+    double block_tokens, prompt
+
+
+cdef inline double open_at(const View* view, Py_ssize_t at) noexcept nogil:
+    cdef double own = view.requests[at]
+    return own if view.foreign_requests == NULL else own + view.foreign_requests[at]
+
+
+cdef inline double prefill_at(const View* view, Py_ssize_t at) noexcept nogil:
+    cdef double own = view.prefill[at]
+    return own if view.foreign_tokens == NULL else own + view.foreign_tokens[at]
+
+
+cdef inline double left_of(double value, double limit) noexcept nogil:
+    """1 - value / limit within 0..1; NaN gives 0, as in `cost.saturate`."""
+    return 0.0 if isnan(value) else 1.0 - share(value, limit)
+
+
+cdef double scale_of(const View* view, const Scales* set, double* least_placed) noexcept nogil:
+    """Tokens that one whole score stands for, as `CandidateColumns.scale` sums them."""
+    cdef double prefill = 0.0, requests = 0.0, decode = 0.0, least = INFINITY, value
+    cdef Py_ssize_t at
+    for at in range(view.size):
+        if view.kept[at] == 0:
+            continue
+        value = prefill_at(view, at)
+        prefill = value if value > prefill else prefill
+        value = open_at(view, at)
+        requests = value if value > requests else requests
+        value = view.decode[at]
+        decode = value if value > decode else decode
+        value = view.placed[at]
+        least = value if value < least else least
+    least_placed[0] = least
+    value = view.prompt if view.prompt > set.least_scale else set.least_scale
+    value += prefill
+    value += requests * set.request_tokens
+    return value + decode * set.context_share
+
+
+cdef void score(const View* view, const Scales* set, double* hits, double* totals) noexcept nogil:
+    cdef double least, hit, work, total, most = view.prompt - 1.0 if view.prompt > 1.0 else 0.0
+    cdef double scale = scale_of(view, set, &least)
+    cdef Py_ssize_t at
+    for at in range(view.size):
+        hits[at] = 0.0
+        if view.kept[at] == 0:
+            totals[at] = -INFINITY
+            continue
+        if view.blocks != NULL:
+            hit = view.blocks[at] * view.block_tokens
+            hits[at] = (hit if hit < most else most) * view.trust[at]
+        # One after the other, as `cost.combine` adds: the sums are equal to the last bit.
+        total = set.prefix * share(hits[at], scale)
+        total += set.prefill * left_of(prefill_at(view, at), scale)
+        work = set.request_tokens * open_at(view, at) + set.context_share * view.decode[at]
+        total += set.open * left_of(work, scale)
+        work = set.spread_rate * (view.placed[at] - least)
+        work = 0.0 if work < 0.0 else work  # NaN stays: it scores 0 below
+        work = set.spread_limit if work > set.spread_limit else work
+        total += set.spread * left_of(work, scale)
+        totals[at] = total + set.usage * left_of(view.usage[at], 1.0)
+
+
+cdef tuple answer(const View* view, const double* hits, const int32_t* order, Py_ssize_t count):
+    """(slots, whole hit tokens a slot, hit of the first, the same before trust)."""
+    cdef tuple slots = PyTuple_New(count), tokens = PyTuple_New(count)
+    cdef Py_ssize_t place
+    cdef object number
+    for place in range(count):
+        number = order[place]
+        Py_INCREF(number)
+        PyTuple_SET_ITEM(slots, place, number)
+        number = <int64_t>hits[order[place]]
+        Py_INCREF(number)
+        PyTuple_SET_ITEM(tokens, place, number)
+    cdef double hit = hits[order[0]] if count else 0.0
+    cdef double raw = hit / view.trust[order[0]] if count and hit != 0.0 else 0.0
+    return (slots, tokens, hit, raw)
+
+
+cdef class Mix:
+    def __init__(
+        self, weights, double spread_rate, double spread_limit, *, double least_scale,
+        double request_tokens, double context_share, int limit=5,
+    ):
+        if len(weights) != 5 or not all(isfinite(each) for each in weights):
+            raise ValueError(f"weights are {weights!r}, five finite numbers are needed")
+        if not 1 <= limit <= MOST_CHOICES:
+            raise ValueError(f"limit is {limit}, must be 1 to 16")
+        self.set.prefix, self.set.prefill, self.set.open, self.set.spread, self.set.usage = weights
+        self.set.spread_rate = spread_rate
+        self.set.spread_limit = spread_limit
+        self.set.least_scale = least_scale
+        self.set.request_tokens = request_tokens
+        self.set.context_share = context_share
+        self.limit = limit
+        self.columns = None
+        self.totals = new_array("d")
+        self.hits = new_array("d")
+
+    def bind(
+        self, requests, prefill_tokens, decode_tokens, placed_tokens, kv_usage, foreign_requests,
+        foreign_tokens, trust,
+    ):
+        self.columns = (
+            requests, prefill_tokens, decode_tokens, placed_tokens, kv_usage, foreign_requests,
+            foreign_tokens, trust,
+        )
+
+    def choose(
+        self, blocks, double block_tokens, double prompt_tokens, mask, bint foreign, rand
+    ):
+        cdef Scope scope
+        cdef Column kept, column
+        cdef View view
+        cdef const char* data[COLUMNS]
+        cdef int32_t order[MOST_CHOICES]
+        cdef uint64_t seed = PyLong_AsUnsignedLongLongMask(rand)
+        cdef Py_ssize_t at, count
+        scope.held = 0
+        if self.columns is None:
+            raise ValueError("bind comes first")
+        try:
+            borrow(&scope, mask, b"B", &kept)
+            view.kept, view.size = <const uint8_t*>kept.data, kept.size
+            for at in range(COLUMNS):
+                borrow(&scope, self.columns[at], b"i" if at == 0 else b"d", &column)
+                long_enough(&column, view.size, NAMES[at])
+                data[at] = column.data
+            view.blocks = NULL
+            if blocks is not None:
+                borrow(&scope, blocks, b"i", &column)
+                long_enough(&column, view.size, "blocks")
+                view.blocks = <const int32_t*>column.data
+            view.requests = <const int32_t*>data[0]
+            view.prefill, view.decode = <const double*>data[1], <const double*>data[2]
+            view.placed, view.usage = <const double*>data[3], <const double*>data[4]
+            view.foreign_requests = <const double*>data[5] if foreign else NULL
+            view.foreign_tokens = <const double*>data[6] if foreign else NULL
+            view.trust = <const double*>data[7]
+            view.block_tokens, view.prompt = block_tokens, prompt_tokens
+            if len(self.totals) != view.size:
+                self.totals = new_array("d", bytes(8 * view.size))
+                self.hits = new_array("d", bytes(8 * view.size))
+            score(&view, &self.set, self.hits.data.as_doubles, self.totals.data.as_doubles)
+            count = best_slots(
+                self.totals.data.as_doubles, view.kept, NULL, view.size, self.limit, seed, order
+            )
+            return answer(&view, self.hits.data.as_doubles, order, count)
+        finally:
+            give_back(&scope)
