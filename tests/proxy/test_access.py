@@ -14,7 +14,8 @@ import pytest
 from warmlane.router.errors import ConfigError
 from warmlane.router.proxy.access import Keys
 
-from .rig import GOOD, STREAM, Engine, answer_body, chat_body, get, post, rig, streams
+from .engine import GOOD, STREAM, Engine, answer_body, chat_body, streams
+from .rig import get, post, rig
 
 
 @pytest.fixture(scope="session")

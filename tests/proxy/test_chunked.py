@@ -13,7 +13,7 @@ from warmlane.router.proxy.chunked import BadChunk, ChunkReader
 from warmlane.router.proxy.relay import Relay
 from warmlane.router.proxy.response_head import ResponseReader
 
-from .rig import DONE, LAST, SSE_HEAD, STREAM, chunk
+from .engine import DONE, LAST, SSE_HEAD, STREAM, chunk
 
 bodies = st.lists(st.binary(min_size=1, max_size=40), max_size=8)
 

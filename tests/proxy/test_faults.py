@@ -8,9 +8,11 @@ import socket
 
 import pytest
 
-from .rig import (
+from .engine import (
+    BEGUN,
     DONE,
     ERROR_EVENT,
+    FULL,
     GOOD,
     LAST,
     SSE_HEAD,
@@ -23,21 +25,16 @@ from .rig import (
     chat_body,
     chunk,
     event,
-    get,
     hangs,
     head,
-    post,
-    rig,
     says,
     says_then_closes,
     streams,
     whole,
 )
+from .rig import ends_with_error, post, rig
 
 PAGE = whole(b"<html>bad gateway</html>", 502, "text/html")
-FULL = whole(
-    b'{"error":{"message":"queue full","type":"Service Unavailable","param":null,"code":503}}', 503
-)
 ABORT_JSON = whole(answer_body("", "abort"))
 ABORT_STREAM = SSE_HEAD + chunk(event(role=True), event("", "abort"), DONE) + LAST
 
@@ -229,17 +226,6 @@ async def test_idle_connections_expire_before_the_engine_closes_them() -> None:
 # After the first byte
 
 
-def ends_with_error(body: bytes) -> str:
-    """The last event is an error and there is no [DONE]; its code."""
-    events = [each for each in body.split(b"\n\n") if each]
-    assert DONE.strip() not in body
-    error = json.loads(events[-1].removeprefix(b"data: "))["error"]
-    assert error["message"]
-    assert sum(b'"error"' in each for each in events) == 1
-    return str(error["code"])
-
-
-BEGUN = SSE_HEAD + chunk(*STREAM[:3])
 BROKEN: dict[str, Script] = {
     "closed": says_then_closes(BEGUN, pause=0.01),
     "reset": says_then_closes(BEGUN, reset=True, pause=0.01),
@@ -338,189 +324,3 @@ async def test_http10_stream_that_breaks() -> None:
         peer = await running.connect()
         await peer.send(request)
         ends_with_error((await peer.at_end()).split(b"\r\n\r\n", 1)[1])
-
-
-async def test_long_hold_is_released_by_size_and_by_time() -> None:
-    comment = b": " + b"p" * 2000 + b"\n\n"
-    limits = {"hold_bytes": 4096}
-    async with rig(streams(*[comment] * 5, pause=0.01), limits=limits) as running:
-        peer = await running.connect()
-        await peer.send(post(chat_body(stream=True)))
-        reply = await peer.reply(until=comment)
-        assert reply.status == 200
-
-    async def only_head(seen: Seen, out: Out) -> None:
-        await out.send(SSE_HEAD)
-        await asyncio.sleep(0.6)
-        await out.send(chunk(*STREAM) + LAST)
-
-    async with rig(only_head, limits={"hold_s": 0.2}) as running:
-        peer = await running.connect()
-        await peer.send(post(chat_body(stream=True)))
-        early = await asyncio.wait_for(peer.reader.readuntil(b"\r\n\r\n"), 0.5)
-        assert early == SSE_HEAD
-        assert (await peer.reader.readuntil(LAST)) == chunk(*STREAM) + LAST
-
-    async def slow(seen: Seen, out: Out) -> None:
-        await out.send(SSE_HEAD + chunk(b": ping\n\n"))
-        await asyncio.sleep(1.0)
-        await out.send(chunk(*STREAM) + LAST)
-
-    async with rig(slow, limits={"hold_s": 0.2}) as running:
-        peer = await running.connect()
-        await peer.send(post(chat_body(stream=True)))
-        reply = await asyncio.wait_for(peer.reply(until=b": ping\n\n"), 0.8)
-        assert reply.status == 200
-        await asyncio.sleep(0.9)
-
-
-# Time-outs and clients that go
-
-
-async def test_silence_inside_an_answer() -> None:
-    async def stalls(seen: Seen, out: Out) -> None:
-        await out.send(BEGUN)
-        await asyncio.sleep(30)
-
-    async with rig(stalls, timeouts={"idle_s": 0.2}) as running:
-        reply = await running.chat(stream=True)
-        assert ends_with_error(reply.body) == "timeout"
-
-
-async def test_total_time_is_bounded() -> None:
-    async def drips(seen: Seen, out: Out) -> None:
-        await out.send(BEGUN)
-        for _ in range(1000):
-            await out.send(chunk(event("x")), pause=0.02)
-
-    async with rig(drips, timeouts={"total_s": 0.5}) as running:
-        reply = await running.chat(stream=True)
-        assert ends_with_error(reply.body) == "timeout"
-    async with rig(Engine(hangs), Engine(hangs), timeouts={"total_s": 0.3}) as running:
-        reply = await running.chat()
-        assert reply.status == 504
-        assert len(running.seen) == 1
-
-
-async def test_first_byte_time_out_moves() -> None:
-    async with rig(Engine(hangs), Engine(GOOD), timeouts={"first_byte_s": 0.2}) as running:
-        for _ in range(2):
-            assert (await running.chat()).status == 200
-        assert running.router.metrics.counts["warmlane_retries_total"] == {
-            ("default", "timeout"): 1
-        }
-
-
-@pytest.mark.parametrize("reset", [False, True])
-@pytest.mark.parametrize("begun", [False, True])
-async def test_client_gone_cancels_the_replica(reset: bool, begun: bool) -> None:
-    async def endless(seen: Seen, out: Out) -> None:
-        if begun:
-            await out.send(SSE_HEAD)
-            while True:
-                await out.send(chunk(event("x")), pause=0.01)
-        await asyncio.sleep(30)
-
-    engine = Engine(endless)
-    async with rig(engine) as running:
-        peer = await running.connect()
-        await peer.send(post(chat_body(stream=True)))
-        if begun:
-            await peer.reply(until=b"x")
-        await asyncio.wait_for(engine.arrived.wait(), 5)
-        if reset:
-            peer.reset()
-        else:
-            peer.close()
-        await asyncio.wait_for(engine.lost.wait(), 2)
-        await running.settled()
-        assert running.count("client_gone_total") == 1
-        assert len(running.seen) == 1
-
-
-async def test_client_gone_while_connecting() -> None:
-    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for each in (first, second):
-            each.setblocking(False)
-            each.connect_ex(full.getsockname())
-        dead = Engine()
-        dead.port = full.getsockname()[1]
-        async with rig(dead) as running:
-            peer = await running.connect()
-            await peer.send(post(chat_body()))
-            await asyncio.sleep(0.1)
-            assert running.router.open_tickets == 1
-            peer.close()
-            await running.settled()
-
-
-async def test_ejection_and_return() -> None:
-    ejection = {"failures": 3, "base_s": 0.3}
-    bad = Engine(says_then_closes(), says_then_closes(), says_then_closes(), GOOD)
-    async with rig(bad, Engine(GOOD), ejection=ejection) as running:
-        for _ in range(12):
-            assert (await running.chat()).status == 200
-        assert len(bad.seen) == 3
-        assert running.count("ejections_total") == 1
-        await asyncio.sleep(0.8)
-        for _ in range(6):
-            assert (await running.chat()).status == 200
-        assert len(bad.seen) > 3
-
-
-async def test_refusals_never_eject() -> None:
-    raw = [whole(b"{}", 400), whole(b'{"error":{"message":"m"}}', 429), FULL]
-    async with rig(Engine(*[says(each) for each in raw * 10]), ejection={"failures": 2}) as running:
-        for _ in range(20):
-            await running.chat()
-        assert running.count("ejections_total") == 0
-
-
-async def test_no_replica_ready() -> None:
-    async with rig(GOOD) as running:
-        pool = running.router.pools["default"]
-        pool.drain(pool.replicas[0].name)  # type: ignore[union-attr]
-        reply = await running.chat()
-        assert reply.status == 503
-        assert reply.header(b"retry-after")
-        assert (await running.ask(get("/health"), "GET")).status == 503
-
-
-async def test_removed_replica_finishes_its_requests() -> None:
-    async with rig(streams(*STREAM, pause=0.05)) as running:
-        peer = await running.connect()
-        await peer.send(post(chat_body(stream=True)))
-        await peer.reply(until=b"one")
-        pool = running.router.pools["default"]
-        pool.remove(pool.replicas[0].name, 0.0)  # type: ignore[union-attr]
-        rest = await peer.at_end() if peer.closed else b""
-        while not rest.endswith(LAST):
-            rest += await peer.reader.read(65536)
-        assert DONE in rest
-        await asyncio.sleep(0.1)
-        assert not running.proxy.state.links.connections
-
-
-@pytest.mark.parametrize("where", ["decide", "first_token", "close", "progress"])
-async def test_bug_of_the_router_costs_one_request(
-    where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    events = [event(role=True), *[event("x")] * 40, event("", "stop"), DONE]
-    async with rig(streams(*events, pause=0.002)) as running:
-        with monkeypatch.context() as patch:
-
-            def breaks(*args: object) -> None:
-                raise ZeroDivisionError
-
-            patch.setattr(running.router, where, breaks)
-            peer = await running.connect()
-            await peer.send(post(chat_body(stream=True)))
-            reply = await peer.reply()
-            assert reply.status == 500 or reply.error or where == "close"
-        assert "a request failed inside the router" in caplog.text
-        assert running.proxy.inflight == 0
-        assert (await running.chat(stream=True)).status == 200
-        for pool in running.router.lanes.values():  # the one whose close was broken
-            pool.maintain(1e12, 1e12, 1000)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from .rig import (
+from .engine import (
     GOOD,
     LAST,
     Engine,
@@ -15,13 +15,11 @@ from .rig import (
     answer_body,
     chat_body,
     chunk,
-    get,
     head,
-    post,
-    rig,
     says,
     whole,
 )
+from .rig import get, post, rig
 
 START = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = START + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from .rig import (
+from .engine import (
     DONE,
     GOOD,
     LAST,
@@ -20,15 +20,13 @@ from .rig import (
     chat_body,
     chunk,
     event,
-    get,
     hangs,
     head,
-    post,
-    rig,
     says,
     streams,
     whole,
 )
+from .rig import get, post, rig
 
 MB = 2**20
 FORM = 'multipart/form-data; boundary="b"'

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from .rig import (
+from .engine import (
     GOOD,
     LAST,
     SSE_HEAD,
@@ -15,14 +15,12 @@ from .rig import (
     answer_body,
     chat_body,
     chunk,
-    get,
     head,
-    post,
-    rig,
     says,
     streams,
     whole,
 )
+from .rig import get, post, rig
 
 BODIES = [
     chat_body(),
