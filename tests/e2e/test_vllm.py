@@ -174,8 +174,14 @@ def test_an_engine_dies_under_load(engines: list[Engine], part: str) -> None:
     """Killed: the engine proper (its HTTP server says so, then exits), or everything at once."""
     victim = engines[0]
     strike = victim.kill_core if part == "core" else victim.kill
+    for engine in engines:
+        engine.wait_ready()
     with serving([engine.url for engine in engines]) as router:
-        fates, struck = asyncio.run(storm(router.url, 4.0, 8.0, strike))
+        try:
+            fates, struck = asyncio.run(storm(router.url, 4.0, 8.0, strike))
+        finally:
+            victim.kill()
+            victim.start()
         print(f"\nkilled {part}: {describe(fates, struck)}")
         odd = [fate for fate in fates if not fate.whole and not fate.broken]
         assert odd == []  # in particular: no error before the first byte
@@ -183,7 +189,5 @@ def test_an_engine_dies_under_load(engines: list[Engine], part: str) -> None:
         assert any(fate.broken for fate in fates), "nothing was running on the victim"
         assert any(fate.whole and fate.started > struck for fate in fates)
         assert router.total("warmlane_leaked_tickets_total") == 0
-        victim.kill()
-        victim.start()
         victim.wait_ready()
         router.wait_ready(replicas=2)  # the probe takes it back by itself
