@@ -30,6 +30,12 @@ import warmlane, warmlane._core
 for module in pkgutil.iter_modules(warmlane._core.__path__, "warmlane._core."):
     importlib.import_module(module.name)
     print("imported", module.name)
+from warmlane.router.config import PoolConfig
+from warmlane.router.types import ReplicaSpec
+replica = ReplicaSpec(url="http://127.0.0.1:8000")
+router = warmlane.Router(warmlane.Config(pools=[PoolConfig(replicas=[replica])]))
+with router.route(model="any", prompt="one request " * 50) as route:
+    print("routed to", route.url)
 """
 
 pytestmark = pytest.mark.timeout(BUILD_S * 2)
@@ -157,7 +163,8 @@ def test_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None
     python = make_venv(tmp_path / "venv")
     run([python, "-m", "pip", "install", "-q", wheel], tmp_path)
     said = use(python, tmp_path)
-    assert "imported warmlane._core.hashing" in said
+    assert "imported warmlane._core.radix" in said
+    assert "routed to http://127.0.0.1:8000" in said
     version = run([python.parent / "warmlane", "--version"], tmp_path).stdout
     assert version.startswith("warmlane ")
     run([python, "-m", "pip", "check"], tmp_path)
@@ -174,12 +181,12 @@ def test_other_interpreters(version: str, sdist: Path, tmp_path: Path) -> None:
     inside = make_venv(tmp_path / "venv", python)
     env = {"WARMLANE_DEBUG": "1"}
     run([inside, "-m", "pip", "install", "-q", sdist], tmp_path, env=env)
-    assert "imported warmlane._core.hashing" in use(inside, tmp_path)
+    assert "routed to http://127.0.0.1:8000" in use(inside, tmp_path)
 
 
 def test_a_missing_core_is_loud(tmp_path: Path) -> None:
     copy_tree(tmp_path)
-    command = [sys.executable, "-c", "import warmlane._core.hashing"]
+    command = [sys.executable, "-c", "import warmlane._core.radix"]
     done = run(command, tmp_path, env={"PYTHONPATH": str(tmp_path / "src")}, check=False)
     assert done.returncode == 1
     assert "compiled core is missing" in done.stdout.splitlines()[-1]

@@ -61,7 +61,7 @@ class Pass:
 
     def row(self, fresh: Pass) -> str:
         share = f"{sum(self.hits) / sum(fresh.hits):.1%}"
-        told = "-" if self.predicted is None else f"{self.predicted:.0f} / {self.actual:.0f}"
+        told = "-" if not self.predicted else f"{self.predicted:.0f} / {self.actual:.0f}"
         ttft = f"{statistics.median(self.tally.ttft_s) * 1e3:.0f}"
         spread = " + ".join(f"{tokens:.0f}" for tokens in self.asked)
         return (
