@@ -65,6 +65,7 @@ def extensions() -> list[Extension]:
 check_links()
 checks = switch("DEBUG")
 setup(
+    options={"build_ext": {"parallel": os.cpu_count()}},
     ext_modules=cythonize(
         extensions(),
         include_path=["src"],
@@ -79,5 +80,5 @@ setup(
             "embedsignature": False,
             "linetrace": switch("TRACE"),
         },
-    )
+    ),
 )

@@ -6,6 +6,7 @@ only port numbers are replaced by free ones.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -115,6 +116,16 @@ def test_the_config_example_is_valid(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "coder.internal" in done.stdout
+
+
+def test_the_benchmark_table_is_the_committed_result() -> None:
+    results = ROOT / "benchmarks" / "results" / "proxy.json"
+    sys.path.insert(0, str(ROOT))
+    try:
+        table = importlib.import_module("benchmarks.table")
+    finally:
+        sys.path.remove(str(ROOT))
+    assert table.filled(README, json.loads(results.read_text())) == README
 
 
 def test_the_commands_of_make_exist() -> None:
