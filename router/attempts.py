@@ -26,6 +26,7 @@ class Fault(StrEnum):
     TIMEOUT = "timeout"  # no answer byte in time, or silence inside the answer
     PROTOCOL = "protocol"  # the answer is not HTTP
     GATEWAY = "gateway"  # 502, 504, or a 503 that some gateway made up
+    DEAD = "dead"  # 500 of an engine that says its core is gone: vLLM's EngineDeadError
     SERVER = "server"  # another 5xx of the engine: never retried, the request may be the cause
     BACKPRESSURE = "backpressure"  # 429, or the engine's own 503: full, not ill
     ABORTED = "aborted"  # 200 with finish_reason "abort" and no token: a draining engine
@@ -36,6 +37,7 @@ COUNTED: Final = frozenset(Fault) - {Fault.BACKPRESSURE}
 RETRYABLE: Final = frozenset(Fault) - {Fault.SERVER}
 # Statuses whose body must be seen before they can be judged or retried.
 SUSPECT: Final = frozenset({429, 502, 503, 504})
+HELD: Final = SUSPECT | {500}  # a 500 is the request's fault, or the last word of a dying engine
 
 
 def classify(status: int, openai_error: bool) -> Fault | None:

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from warmlane.router.answers import Answer
-from warmlane.router.attempts import SUSPECT, Attempts, Fault
+from warmlane.router.attempts import HELD, SUSPECT, Attempts, Fault
 from warmlane.router.errors import RouterError
 from warmlane.router.problems import stream_error_event
 from warmlane.router.proxy.hold import READ_KINDS, Hold, Piece, Verdict, is_client_error
@@ -129,7 +129,7 @@ class Delivery:
         if read:
             self._answer = Answer(self.kind, head.sse, self._state.limits.answer_text_bytes)
         timeouts = self._state.timeouts
-        if read or head.status in SUSPECT:
+        if read or head.status in HELD:
             self._hold = Hold(head, self._answer, self._state.limits)
             self.deadline = min(self._state.now + self._state.limits.hold_s, self._total)
             return
@@ -281,7 +281,8 @@ class Delivery:
         self._state.metrics.stream_broken(self._side.name, self._replica_name())
         self._drop_upstream()
         self._end("error" if answer.error else "aborted", 200)
-        self._client.done(True)
+        chunked = self._response is not None and self._response.framing is Framing.CHUNKED
+        self._client.done(self._relay.close or not chunked)
 
     def _broken(self, reason: str, code: str) -> None:
         """The answer broke after the client had a part of it."""
@@ -296,7 +297,7 @@ class Delivery:
             self._client.cut()
             return
         self._client.write(out)
-        self._client.done(True)
+        self._client.done(self._relay.close)
 
     def _finish(self) -> None:
         """The answer went out whole."""

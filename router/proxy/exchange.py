@@ -143,7 +143,7 @@ class Exchange(Delivery):
 
     def _out_of_choices(self, fault: Fault, reason: str) -> None:
         hold = self._hold
-        if hold is not None and fault in (Fault.BACKPRESSURE, Fault.GATEWAY):
+        if hold is not None and fault in (Fault.BACKPRESSURE, Fault.DEAD, Fault.GATEWAY):
             # The replica's own words say it best, with its Retry-After.
             self._release(hold.pieces, self._upstream is None)
             return

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Final
 
 from warmlane.router.answers import Answer
-from warmlane.router.attempts import SUSPECT, Fault, classify
+from warmlane.router.attempts import HELD, Fault, classify
 from warmlane.router.config import Limits
 from warmlane.router.proxy.response_head import ResponseHead
 from warmlane.router.types import Kind
@@ -42,7 +42,7 @@ class Hold:
         self.pieces: list[Piece] = []
         self.fault: Fault | None = None
         self._answer = answer
-        self._suspect = head.status if head.status in SUSPECT else 0
+        self._suspect = head.status if head.status in HELD else 0
         self._sse = head.sse
         self._cap = limits.hold_bytes if head.sse else limits.hold_json_bytes
         self._size = 0
@@ -75,6 +75,8 @@ class Hold:
 
     def _judge_error(self) -> Verdict:
         body = b"".join([piece[1] for piece in self.pieces])
+        if self._suspect == 500:
+            return self._fail(Fault.DEAD) if is_dead_engine(body) else Verdict.RELEASE
         fault = classify(self._suspect, is_openai_error(body))
         return Verdict.RELEASE if fault is None else self._fail(fault)
 
@@ -86,6 +88,11 @@ class Hold:
 def is_client_error(payload: bytes) -> bool:
     """Whether the error event in here blames the request: another replica would say the same."""
     return _CLIENT_ERROR.search(payload) is not None
+
+
+def is_dead_engine(body: bytes) -> bool:
+    """Whether a 500 is vLLM's answer after its core died ("EngineCore encountered an issue")."""
+    return b"EngineCore" in body or b"EngineDeadError" in body
 
 
 def is_openai_error(body: bytes) -> bool:

@@ -175,6 +175,24 @@ async def test_engine_errors_are_not_retried() -> None:
         assert len(running.seen) == 1
 
 
+# What vLLM answers to requests that wait when its core process dies.
+DEAD = whole(
+    b'{"error":{"message":"EngineCore encountered an issue. See stack trace (above) for the root '
+    b'cause.","type":"InternalServerError","param":null,"code":500}}',
+    500,
+)
+
+
+async def test_a_request_on_a_dying_engine_moves_on() -> None:
+    async with rig(Engine(says(DEAD)), Engine(GOOD), ejection={"failures": 1}) as running:
+        for _ in range(3):
+            assert (await running.chat()).status == 200
+        assert running.count("ejections_total") <= 1
+    async with rig(Engine(says(DEAD)), Engine(says(DEAD))) as running:
+        assert (await running.chat()).raw == DEAD
+        assert len(running.seen) == 2
+
+
 async def test_retry_budget_ends_retries() -> None:
     retry = {"budget_min": 2, "budget_ratio": 0.0}
     ejection = {"failures": 1000, "share": 1.0, "min_requests": 1000}
@@ -247,9 +265,11 @@ async def test_begun_stream_ends_with_one_error_event(name: str) -> None:
         reply = await peer.reply()
         assert reply.body.startswith(b"".join(STREAM[:3]))
         ends_with_error(reply.body)
-        assert await peer.at_end() == b""
         assert len(running.seen) == 1
         assert running.count("streams_broken_total") == 1
+        # the message is whole, so the connection lives: a client may have its next request on it
+        await peer.send(post(chat_body(stream=True)))
+        ends_with_error((await peer.reply()).body)
 
 
 @pytest.mark.parametrize("size", range(1, 400, 23))
@@ -271,8 +291,9 @@ async def test_engine_error_event_passes_without_its_done() -> None:
             await peer.send(post(chat_body(stream=True)))
             reply = await peer.reply()
             assert reply.body == b"".join(STREAM[:3]) + ERROR_EVENT
-            assert await peer.at_end() == b""
             assert running.count("streams_broken_total") == 1
+            await peer.send(post(chat_body(stream=True)))
+            assert (await peer.reply()).body == reply.body
 
 
 async def test_error_event_that_blames_the_request_is_the_answer() -> None:
