@@ -112,6 +112,19 @@ def fetch(url: str, *, data: bytes | None = None, timeout: float = 10.0) -> byte
         return body
 
 
+def wait_dead(stat: Path, seconds: float = 30.0) -> None:
+    """Return when the process of this /proc/PID/stat is gone or waits for its parent only."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] in "ZX":
+                return
+        except OSError:
+            return
+        time.sleep(0.005)
+    raise RuntimeError(f"{stat.parent} does not die")
+
+
 class Engine:
     """One engine: three processes in a group of their own, so that `kill` leaves nothing."""
 
@@ -199,7 +212,10 @@ class Engine:
             self._process = None
 
     def kill_core(self) -> None:
-        """SIGKILL to the engine proper; its HTTP server lives on for a moment, as in a crash."""
+        """SIGKILL to the engine proper; its HTTP server lives on for a moment, as in a crash.
+
+        Returns when it is dead.
+        """
         assert self._process is not None
         for entry in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -207,6 +223,7 @@ class Engine:
                 group = int(rest.split()[2])
                 if group == self._process.pid and "EngineCor" in name:
                     os.kill(int(entry.parent.name), signal.SIGKILL)
+                    wait_dead(entry)
                     return
         raise RuntimeError(f"no EngineCore process in the group of {self.name}")
 

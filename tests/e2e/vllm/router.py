@@ -27,7 +27,7 @@ class Router:
         self.log = CACHE / f"router-{policy}.log"
         command = [sys.executable, "-m", "warmlane", "serve", "--policy", policy]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--admin-port", str(self.admin_port)]
+        command += ["--admin-port", str(self.admin_port), "--debug-headers"]
         for url in replicas:
             command += ["--replica", url]
         self.log.parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,13 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 
-STREAMING_CLIENTS, WHOLE_CLIENTS = 8, 3
-TOKENS = 120
+STREAMING_CLIENTS, WHOLE_CLIENTS = 6, 2  # what one engine's batch holds
+STREAM_TOKENS, WHOLE_TOKENS = 200, 16
+BEGUN = 2  # streams under way on the victim that make it worth striking
 DONE = b"[DONE]"
 
 
@@ -25,6 +26,7 @@ class Fate:
 
     started: float
     stream: bool
+    replica: str = ""
     status: int = 0
     tokens: int = 0
     errors: int = 0
@@ -32,7 +34,18 @@ class Fate:
     finish: str = ""
     exception: str = ""
     ended: float = 0.0
-    longest_silence_s: float = 0.0
+    silences: list[tuple[float, float]] = field(default_factory=list)  # end, seconds
+
+    def hear(self, now: float) -> None:
+        """Bytes came, or the end."""
+        last = self.silences[-1][0] if self.silences else self.started
+        self.silences.append((now, now - last))
+
+    def silence_after(self, moment: float) -> float:
+        """The longest silence that lasted past this moment, its part before not counted."""
+        return max(
+            (min(end - moment, gap) for end, gap in self.silences if end > moment), default=0.0
+        )
 
     @property
     def whole(self) -> bool:
@@ -58,40 +71,37 @@ class Fate:
             self.finish = choice.get("finish_reason") or self.finish
 
 
-async def one(session: aiohttp.ClientSession, url: str, number: int, stream: bool) -> Fate:
+async def one(session: aiohttp.ClientSession, url: str, number: int, fate: Fate) -> None:
+    stream = fate.stream
     body = {
         "model": "tiny",
         "stream": stream,
-        "max_tokens": TOKENS,
+        "max_tokens": STREAM_TOKENS if stream else WHOLE_TOKENS,
         "ignore_eos": True,
         "messages": [{"role": "user", "content": f"tell number {number} a long story"}],
     }
-    fate = Fate(started=time.monotonic(), stream=stream)
-    heard = fate.started
     try:
         async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
             fate.status = answer.status
+            fate.replica = answer.headers.get("x-warmlane-replica", "")
             if not stream:
                 value = await answer.json()
                 fate.finish = value["choices"][0]["finish_reason"] if answer.ok else str(value)
             else:
                 async for line in answer.content:
-                    now = time.monotonic()
-                    fate.longest_silence_s = max(fate.longest_silence_s, now - heard)
-                    heard = now
+                    fate.hear(time.monotonic())
                     if line.startswith(b"data: "):
                         fate.event(line.removeprefix(b"data: ").strip())
     except (aiohttp.ClientError, TimeoutError) as error:
         fate.exception = repr(error)
     fate.ended = time.monotonic()
-    fate.longest_silence_s = max(fate.longest_silence_s, fate.ended - heard)
-    return fate
+    fate.hear(fate.ended)
 
 
 async def storm(
-    url: str, before_s: float, after_s: float, strike: Callable[[], None]
+    url: str, victim: str, before_s: float, after_s: float, strike: Callable[[], None]
 ) -> tuple[list[Fate], float]:
-    """Run the clients, strike in the middle; all fates and the moment of the strike."""
+    """Run the clients, strike while the victim streams; all fates, the moment of death."""
     fates: list[Fate] = []
     stop = asyncio.Event()
     timeout = aiohttp.ClientTimeout(total=30)
@@ -99,16 +109,22 @@ async def storm(
 
         async def client(number: int, stream: bool) -> None:
             while not stop.is_set():
-                fates.append(await one(session, url, number + 100 * len(fates), stream))
+                fate = Fate(started=time.monotonic(), stream=stream)
+                fates.append(fate)
+                await one(session, url, number + 100 * len(fates), fate)
 
         clients = [
             asyncio.create_task(client(number, number < STREAMING_CLIENTS))
             for number in range(STREAMING_CLIENTS + WHOLE_CLIENTS)
         ]
         await asyncio.sleep(before_s)
-        struck = time.monotonic()
+        patience = time.monotonic() + 20
+        while sum(f.tokens > 0 and not f.ended and f.replica == victim for f in fates) < BEGUN:
+            assert time.monotonic() < patience, f"{victim} does not stream"
+            await asyncio.sleep(0.01)
         await asyncio.to_thread(strike)
+        dead = time.monotonic()  # not before: on a busy machine a process takes seconds to die
         await asyncio.sleep(after_s)
         stop.set()
         await asyncio.gather(*clients)
-    return fates, struck
+    return fates, dead
