@@ -173,8 +173,9 @@ class Delivery:
         self._response = head
         state = self._state
         answer = self._answer = Answer(kind, False, state.limits.answer_text_bytes)
-        answer.feed(body)
-        if answer.abort_without_token:
+        scan = answer.scan
+        scan.feed(body)
+        if scan.abort_without_token:
             self._failed(Fault.ABORTED, "")
             return
         now = monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from warmlane.router.errors import NoReplica, RequestError, RouterError
@@ -45,6 +46,7 @@ class Client(asyncio.Protocol):
         "_state",
         "_tail",
         "_waiting",
+        "_write",
         "closing",
         "deadline",
         "debug",
@@ -56,6 +58,7 @@ class Client(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, state: State) -> None:
+        self._write: Callable[[bytes], None]  # the transport's
         self._state = state
         self._reader = RequestReader()
         self._tail = b""  # bytes not yet taken: part of a head, or pipelined requests
@@ -74,6 +77,7 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)
+        self._write = transport.write
         state = self._state
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
@@ -123,16 +127,19 @@ class Client(asyncio.Protocol):
     # For exchanges
 
     def write(self, data: bytes) -> None:
-        self.transport.write(data)
+        self._write(data)
 
     def done(self, close: bool) -> None:
         """The present answer is complete."""
         exchange, self.exchange = self.exchange, None
-        self._state.inflight -= 1
+        state = self._state
+        state.inflight -= 1
         if type(exchange) is Upload:
             self._linger()
-        else:
+        elif close or self._paused or self._tail or self._pumping or self.closing:
             self._next(close)
+        else:  # the common case of it
+            self.deadline = state.now + state.timeouts.client_keepalive_s
 
     def _next(self, close: bool = False) -> None:
         """Ready for the next request, or close."""
@@ -241,7 +248,7 @@ class Client(asyncio.Protocol):
         self._waiting = False
         if head.close or state.draining:
             self.closing = True
-        if state.keys and head.path != "/health":
+        if state.guarded and head.path != "/health":
             state.keys.check(head.headers)
         self.debug = state.debug_headers
         if b"x-warmlane-debug-key" in head.headers:
@@ -299,7 +306,9 @@ class Client(asyncio.Protocol):
             self.write(reply(status, headers, content, close=self.closing, to_head=to_head))
             self._next()
             return
-        if not self._may_start():
+        state.inflight += 1
+        if state.inflight > state.limits.inflight:
+            self._overloaded()
             return
         exchange = self.exchange = Exchange(state, self, head, body, trailer)
         try:
@@ -307,14 +316,10 @@ class Client(asyncio.Protocol):
         except Exception:  # noqa: BLE001 - reported by crashed()
             exchange.crashed()
 
-    def _may_start(self) -> bool:
-        state = self._state
-        state.inflight += 1
-        if state.inflight <= state.limits.inflight:
-            return True
-        state.metrics.limit_reached("inflight")
+    def _overloaded(self) -> None:
+        """`limits.inflight` is passed by the request that is now counted."""
+        self._state.metrics.limit_reached("inflight")
         self.answered(NoReplica("Too many requests under way.", status=503, retry_after_s=1.0))
-        return False
 
     # Bodies beyond the buffer
 
@@ -331,9 +336,12 @@ class Client(asyncio.Protocol):
         elif head.expect and not rest:
             self.write(CONTINUE)
         buffered = self._drop_body()
-        if not self._may_start():
+        state = self._state
+        state.inflight += 1
+        if state.inflight > state.limits.inflight:
+            self._overloaded()
             return b""
-        upload = self.exchange = Upload(self._state, self, head, buffered, b"")
+        upload = self.exchange = Upload(state, self, head, buffered, b"")
         upload.begin(chunks, head.length, rest)
         if rest and self.exchange is upload:
             self._upload(rest)

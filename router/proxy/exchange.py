@@ -105,9 +105,11 @@ class Exchange(Delivery):
         if self._trailer:
             body = b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, self._trailer)
         self._upstream = connection
-        self.deadline = min(now + self._state.timeouts.first_byte_s, self._total)
+        state = self._state
+        deadline = now + state.timeouts.first_byte_s
+        self.deadline = deadline if deadline < self._total else self._total
         connection.send(self, head, body)
-        self._state.router.sent(self._decision.ticket, self._slot, now)
+        state.router.sent(self._decision.ticket, self._slot, now)
 
     def on_writable(self, writable: bool) -> None:
         """Buffered bodies are handed over whole; nothing to throttle."""

@@ -95,6 +95,7 @@ class State:
         self.transfer_params: TransferParams = config.transfer_params
         self.debug_headers = config.debug_headers
         self.keys = keys
+        self.guarded = bool(keys)  # by configuration, whatever is in the file
         self.debug_keys = debug_keys
         self.now = now
         self.inflight = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from time import monotonic
 from typing import Protocol, cast
 
@@ -62,6 +63,7 @@ class Upstream(asyncio.Protocol):
         "_sent_all",
         "_silent",
         "_used",
+        "_write",
         "idle_since",
         "transport",
         "usable",
@@ -70,6 +72,7 @@ class Upstream(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, link: Home, connections: Tracked[Upstream]) -> None:
+        self._write: Callable[[bytes], None]  # the transport's
         self._link = link
         self._connections = connections
         self._listener: Listener | None = None
@@ -88,7 +91,8 @@ class Upstream(asyncio.Protocol):
     # asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = transport = cast(asyncio.Transport, transport)
+        self._write = transport.write
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -144,14 +148,14 @@ class Upstream(asyncio.Protocol):
         self._silent = True
         self._sent_all = whole
         if not body:
-            self.transport.write(head)
+            self._write(head)
         elif len(body) < 16_384:  # below that, joining costs less than a second buffer
-            self.transport.write(head + body)
+            self._write(head + body)
         else:
             self.transport.writelines((head, body))
 
     def write(self, data: bytes, last: bool) -> None:
-        self.transport.write(data)
+        self._write(data)
         self._sent_all = last
 
     def pause(self) -> None:
