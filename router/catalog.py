@@ -1,8 +1,8 @@
 """Model names to pools: aliases, adapters, weighted splits, and what /v1/models answers. Floor 3.
 
 Names come from the config and from what replicas list themselves. A name resolves to one target;
-targets are kept until a pool changes its models, and only for names that are known, so that the
-table never grows with what clients write.
+targets are kept until a pool changes its models. Names that nobody is known to serve are kept
+apart, a few short ones at a time, so that no table grows with what clients write.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from warmlane.router.errors import RequestError
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.types import JsonObject, Request
 
+_MAX_GUESSES = 256  # unknown names kept, of at most that many characters
 _RAND_BITS = 32  # bits of `rand` that choose the arm of a split; others break ties
 
 
@@ -41,6 +42,7 @@ class Catalog:
         self._default = config.default_pool or config.pools[0].name
         self._entries = {entry.name: entry for entry in config.models}
         self._targets: dict[str, Target] = {}
+        self._guesses: dict[str, Target] = {}
         self._arms = {
             entry.name: list(accumulate(arm.weight for arm in entry.split))
             for entry in config.models
@@ -51,13 +53,12 @@ class Catalog:
 
     def resolve(self, request: Request, rand: int) -> Target:
         """The target of a request. Raises RequestError 404 `model_not_found`."""
-        target = self._targets.get(request.model)
-        if target is None:
-            target = self._resolve(request, rand)
-        if not request.rewrite_model and target.engine_name != request.model:
+        name = request.model
+        target = self._targets.get(name) or self._guesses.get(name) or self._resolve(request, rand)
+        if not request.rewrite_model and target.engine_name != name:
             raise RequestError(
                 400,
-                f"the model {request.model!r} stands for another name, and a body that is streamed"
+                f"the model {name!r} stands for another name, and a body that is streamed"
                 " through cannot be rewritten; ask for the engine's own name",
                 param="model",
                 code="model_alias_not_rewritable",
@@ -88,9 +89,14 @@ class Catalog:
         if entry is not None and entry.split:
             return self._arm(entry, request, rand)
         target = self._served_target(name) if entry is None else self._entry_target(entry)
-        if target is None:
-            return self._unknown_target(name)
-        self._targets[name] = target
+        if target is not None:
+            self._targets[name] = target
+            return target
+        target = self._unknown_target(name)
+        if len(name) <= _MAX_GUESSES:
+            if len(self._guesses) >= _MAX_GUESSES:
+                self._guesses.clear()
+            self._guesses[name] = target
         return target
 
     def _arm(self, entry: ModelConfig, request: Request, rand: int) -> Target:
@@ -149,6 +155,7 @@ class Catalog:
     def _on_change(self, event: str, replica: Replica) -> None:
         if event != "state":
             self._targets.clear()
+            self._guesses.clear()
 
 
 def _is_listed(pool: Pool) -> bool:

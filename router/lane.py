@@ -60,6 +60,7 @@ class Lane:
     ) -> None:
         self.number = number
         self.pool = pool
+        self._name = pool.name
         self.decider = Decider(pool, parts, config.zone)
         self.view = CacheView(pool, config.index, config.limits.replicas)
         self.output_tokens = float(config.index.output_tokens)
@@ -92,7 +93,7 @@ class Lane:
         """Candidates with their hits, before filters: (prompt tokens, view)."""
         target, key = prepared.target, prepared.key
         view = self.view
-        prompt_tokens = view.prompt_tokens(key)
+        prompt_tokens, _ = view.lengths(key)
         candidates = self.decider.begin(target.model, target.adapter, prompt_tokens, now)
         if self._uses_view and key.unit != "none":
             view.match(key, candidates)
@@ -103,14 +104,13 @@ class Lane:
     def decide(self, prepared: Prepared, now: float, rand: int) -> Decision:
         """Choose and reserve. Raises NoReplica."""
         request, target, key = prepared.request, prepared.target, prepared.key
-        view, pool, unit, adapter = self.view, self.pool, key.unit, target.adapter
-        looks = self._uses_view and unit != "none"
-        prompt_tokens = view.prompt_tokens(key)
+        view, pool, adapter = self.view, self.pool, target.adapter
+        looks = self._uses_view and key.unit != "none"
+        prompt_tokens, each = view.lengths(key)
         fallback = ""
         if self._mix is not None and not adapter and request.subset is None:
             pool.freshen(now)
             blocks = view.blocks_of(key) if looks else None
-            each = view.block_tokens(unit)
             chosen = self.decider.quick(request, target.model, blocks, each, prompt_tokens, rand)
         else:
             chosen = self._decide_slowly(prepared, now, rand)
@@ -127,7 +127,7 @@ class Lane:
         pool.placed(first, uncached)
         decision = Decision(
             ticket=self._high | ticket,
-            pool=pool.name,
+            pool=self._name,
             choices=choices,
             hit_tokens=hits,
             prompt_tokens=int(prompt_tokens),
@@ -179,10 +179,12 @@ class Lane:
         number = ticket & _TICKET_MASK
         seconds = self._ledger.first_token(number, now)
         if seconds >= 0:
-            self._metrics.ttft(self.pool.name, seconds)
+            self._metrics.ttft(self._name, seconds)
             opened = self._open.get(number)
-            if opened is not None and opened.decision.view != "none":
-                self._trust.sent(opened.slot, opened.raw_hit, opened.decision.prompt_tokens)
+            if opened is not None:
+                decision = opened.decision
+                if decision.view != "none":
+                    self._trust.sent(opened.slot, opened.raw_hit, decision.prompt_tokens)
         return seconds
 
     def progress(self, ticket: int, output_tokens: int) -> None:
@@ -196,7 +198,7 @@ class Lane:
         slot, seconds = self._ledger.close(number, now)
         if opened is None or slot < 0:
             return False
-        self._metrics.duration(self.pool.name, seconds)
+        self._metrics.duration(self._name, seconds)
         if outcome.status == "ok":
             self._learn(opened, slot, outcome, now)
         return True
@@ -227,28 +229,28 @@ class Lane:
             self.output_tokens += _MEAN_STEP * (output - self.output_tokens)
         if decision.view == "none":
             return
-        prompt = outcome.prompt_tokens
+        is_text, prompt = key.unit == "text", outcome.prompt_tokens
         if prompt is None:
             prompt = decision.prompt_tokens
-        elif key.unit == "text":
-            self._learn_length(key.size, prompt)
+        elif is_text:
+            self._learned_bytes += key.size
+            self._learned_tokens += prompt
+            if self._learned_tokens >= _LENGTH_PORTION:
+                self._learn_length()
         if cached is not None:
             self._trust.answered(slot, opened.raw_hit, cached, prompt, now)
         replica = self.pool.replicas[slot]
         assert replica is not None, "a slot with an open ticket is never freed"
-        self._metrics.hit(self.pool.name, replica.name, _hit_on(decision, slot), cached, prompt)
-        if outcome.text and key.unit == "text":
+        self._metrics.hit(self._name, replica.name, _hit_on(decision, slot), cached, prompt)
+        if is_text and outcome.text:
             self.view.record(slot, key.unit, next_turn(opened.request, key, outcome.text))
         elif output:
             self.view.charge(slot, key.unit, output)
 
-    def _learn_length(self, prompt_bytes: int, prompt_tokens: int) -> None:
+    def _learn_length(self) -> None:
         """Bytes per token, told on in portions: a sample of a few thousand tokens is a good one."""
-        self._learned_bytes += prompt_bytes
-        self._learned_tokens += prompt_tokens
-        if self._learned_tokens >= _LENGTH_PORTION:
-            self.view.learn_length(self._learned_bytes, self._learned_tokens)
-            self._learned_bytes = self._learned_tokens = 0
+        self.view.learn_length(self._learned_bytes, self._learned_tokens)
+        self._learned_bytes = self._learned_tokens = 0
 
     def _full(self) -> NoReplica:
         self._metrics.limit_reached("tickets")
@@ -261,7 +263,7 @@ class Lane:
 
 def _hit_on(decision: Decision, slot: int) -> int:
     """Predicted hit tokens on a slot; 0 for one that was not among the choices."""
-    choices = decision.choices
+    choices, hits = decision.choices, decision.hit_tokens
     if slot == choices[0]:
-        return decision.hit_tokens[0]
-    return decision.hit_tokens[choices.index(slot)] if slot in choices else 0
+        return hits[0]
+    return hits[choices.index(slot)] if slot in choices else 0

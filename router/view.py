@@ -48,9 +48,12 @@ class CacheView:
 
     # Per decision
 
-    def prompt_tokens(self, key: PrefixKey) -> float:
-        """Length of the prompt, estimated where the key counts bytes."""
-        return key.size / self.bytes_per_token.value if key.unit == "text" else float(key.size)
+    def lengths(self, key: PrefixKey) -> tuple[float, float]:
+        """Tokens of the prompt, and of one block: estimated where the key counts bytes."""
+        if key.unit == "text":
+            ratio = self.bytes_per_token.value
+            return key.size / ratio, self._config.block_bytes / ratio
+        return float(key.size), float(self._config.block_tokens)
 
     def blocks_of(self, key: PrefixKey) -> array[int] | None:
         """Leading blocks of the chain that each slot holds, 'i'; None when nobody holds any."""

@@ -121,9 +121,21 @@ def test_targets_follow_the_replicas_lists() -> None:
 
 def test_names_that_clients_make_up_are_not_kept() -> None:
     router = Router(from_data({"pools": [{"replicas": ["a:1"]}]}))
-    for i in range(500):
+    for i in range(600):
         router.prepare(chat(model=f"made-up-{i}"))
-    assert len(router._catalog._targets) == 0
+        assert len(router._catalog._targets) == 0 and len(router._catalog._guesses) <= 256
+    before = dict(router._catalog._guesses)
+    assert router.prepare(chat(model="long" * 100)).target.engine_name == "long" * 100
+    assert router._catalog._guesses == before
+
+
+def test_a_guess_ends_when_the_lists_are_known() -> None:
+    router = Router(from_data({"pools": [{"replicas": ["a:1"]}]}))
+    for _ in range(2):
+        assert went(router, "new") == ("default", "", "")
+    router.pools["default"].set_models(0, ModelList(models=frozenset({"other"})))
+    with pytest.raises(RequestError):
+        went(router, "new")
 
 
 def test_no_state_leaks_between_pools() -> None:
