@@ -1,0 +1,9 @@
+"""Types of the compiled module; the contract is in http_edit.pxd, the meaning in http_edit.pyx."""
+
+from warmlane._core.http_head import RequestHead, ResponseHead
+
+def request_bytes(
+    head: RequestHead, host_line: bytes, extra: bytes, length: int, trailer: bytes = b""
+) -> bytes: ...
+def response_bytes(head: ResponseHead, *, close: bool, dechunk: bool, extra: bytes) -> bytes: ...
+def fail_allocation_after(count: int) -> None: ...
