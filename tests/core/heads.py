@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from tests.core import twin_http_edit as edit_twin
 from tests.core import twin_http_head as twin
 from warmlane._core import http_edit, http_head
 from warmlane.router.requests import is_internal
@@ -108,7 +109,7 @@ def compare_request(raw: bytes, rng: random.Random) -> None:
     trailer = b"A: b\r\n" if found.chunked and rng.random() < 0.3 else b""
     for length in (-1, expected.length, 7, 10**17):
         args = (b"Host: engine:8000", extra, length, trailer)
-        assert http_edit.request_bytes(found, *args) == twin.request_bytes(expected, *args)
+        assert http_edit.request_bytes(found, *args) == edit_twin.request_bytes(expected, *args)
 
 
 def compare_answer(raw: bytes, rng: random.Random) -> None:
@@ -130,6 +131,6 @@ def compare_answer(raw: bytes, rng: random.Random) -> None:
         for dechunk in (False, True):
             for extra in (b"", b"x-warmlane-replica: a\r\nx-warmlane-b: c"):
                 made = http_edit.response_bytes(found, close=close, dechunk=dechunk, extra=extra)
-                assert made == twin.response_bytes(
+                assert made == edit_twin.response_bytes(
                     expected, close=close, dechunk=dechunk, extra=extra
                 )

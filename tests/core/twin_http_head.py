@@ -1,8 +1,8 @@
-"""Heads by llhttp and lists of lines: the oracle of `_core.http_head` and `_core.http_edit`.
+"""Heads by llhttp: the oracle of `_core.http_head`.
 
 llhttp reads the head and says what it calls malformed; the checks that a proxy needs besides stand
-here in plain Python; heads are edited as lists of lines. Where the compiled module is meant to be
-stricter than this, `stricter_request` and `stricter_answer` say so.
+here in plain Python. Where the compiled module is meant to be stricter than this,
+`stricter_request` and `stricter_answer` say so.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser
 
 from warmlane._core.http_head import Framing
-from warmlane.router.requests import HOP_HEADERS, is_internal
 
 CRLF = b"\r\n"
 KEPT = frozenset({b"host", b"content-length", b"transfer-encoding", b"authorization"})
 VERSIONS = {b"HTTP/1.1": False, b"HTTP/1.0": True}
-EDITED = (HOP_HEADERS - {b"trailer"}) | {b"expect", b"host", b"content-length"}
 
 TAB_BEHIND = re.compile(
     rb"\r\n(?:content-length|transfer-encoding):[^\r]*\t[ \t]*\r\n", re.IGNORECASE
@@ -143,28 +141,6 @@ def _check_request(head: Head) -> None:
         raise Refused(400)
 
 
-def request_bytes(head: Head, host_line: bytes, extra: bytes, length: int, trailer: bytes) -> bytes:
-    lines = [head.raw.split(CRLF, 1)[0]]
-    if head.http10 or lines[0].split(b" ")[1] != head.target:
-        lines = [b"%b %b HTTP/1.1" % (head.method, head.target)]
-    if b"host" not in dict(head.lines):
-        lines.append(host_line)
-    for line in head.raw.split(CRLF)[1:-2]:
-        name = line.partition(b":")[0].lower()
-        if name == b"host":
-            line = host_line
-        elif name == b"content-length":
-            if 0 <= length != head.length:
-                line = b"Content-Length: %d" % length
-        elif name == b"transfer-encoding":
-            if length >= 0 and not trailer:
-                line = b"Content-Length: %d" % length
-        elif name in EDITED or is_internal(name) or name in head.listed:
-            continue
-        lines.append(line)
-    return CRLF.join([*lines, *([extra] if extra else []), b"", b""])
-
-
 def read_response(raw: bytes, to_head: bool) -> Head:
     head = Head(raw)
     parser = HttpResponseParser(head)
@@ -198,13 +174,3 @@ def read_response(raw: bytes, to_head: bool) -> Head:
     if head.framing is Framing.CLOSE:
         head.close = True
     return head
-
-
-def response_bytes(head: Head, *, close: bool, dechunk: bool, extra: bytes) -> bytes:
-    kept_hops = set() if dechunk else {b"transfer-encoding", b"trailer"}
-    drop = (HOP_HEADERS - kept_hops) | head.listed
-    lines = head.raw.split(CRLF)
-    kept = [line for line in lines[1:-2] if line.partition(b":")[0].lower() not in drop]
-    ours = [b"Connection: close"] if close else []
-    ours += [extra] if extra else []
-    return CRLF.join([b"HTTP/1.1" + lines[0][8:], *kept, *ours, b"", b""])
