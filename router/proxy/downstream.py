@@ -257,10 +257,7 @@ class Client(asyncio.Protocol):
         if length > state.limits.body_bytes:
             return self._too_large(head, data[end:])
         if not head.chunked and end + length <= len(data):
-            body = data[end : end + length]
-            if body:
-                self._reader.skip_body(head, body)
-            self._start(head, body, b"")
+            self._start(head, data[end : end + length], b"")
             return data[end + length :]
         self.deadline = state.now + state.timeouts.head_s
         self._body = body_reader = BodyReader(head)
@@ -284,9 +281,7 @@ class Client(asyncio.Protocol):
         if body.size > state.limits.body_bytes:
             return self._too_large(body.head, rest)
         if body.done:
-            whole = self._drop_body()
-            self._reader.skip_body(body.head, whole)
-            self._start(body.head, whole, body.trailer)
+            self._start(body.head, self._drop_body(), body.trailer)
         return rest
 
     def _drop_body(self) -> bytes:

@@ -198,7 +198,6 @@ class Upstream(asyncio.Protocol):
             # 100 and 103 are for us alone: the client's own 100 was sent when it asked.
         self._keep = not head.close
         if head.framing is Framing.LENGTH and len(data) == head.length:
-            self._reader.skip_body(data)
             self._let_go()
             listener.on_whole(head, raw, data)
             return None
@@ -222,24 +221,19 @@ class Upstream(asyncio.Protocol):
             if used < len(data):
                 data = data[:used]
                 self._keep = False
-            self._reader.skip_body(b"")
             self._finish(data, payload, chunks.aligned, chunks.trailer)
         elif framing is Framing.LENGTH:
             left = self._left = self._left - len(data)
             if left > 0:
-                self._reader.skip_body(data)
                 listener.on_data(data, data, True, False, b"")
                 return
             if left < 0:
                 data = data[:left]
                 self._keep = False
-            self._reader.skip_body(data)
             self._finish(data, data, True, b"")
         elif framing is Framing.NONE:
             if data:
                 self._keep = False
-            if listener.to_head:
-                self._reader.reset()
             self._finish(b"", b"", True, b"")
         else:
             listener.on_data(data, data, True, False, b"")
