@@ -212,6 +212,21 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
             assert reply.body == b"/%d" % n
 
 
+async def test_two_requests_cut_anywhere() -> None:
+    bodies = [chat_body(user="a" * 90), chat_body(user="b" * 300)]
+    data = post(bodies[0]) + post(bodies[1])
+    cuts = range(1, len(data), 23)
+    async with rig(GOOD) as running:
+        peer = await running.connect()
+        for cut in cuts:
+            await peer.send(data[:cut])
+            await asyncio.sleep(0.002)
+            await peer.send(data[cut:])
+            for _ in bodies:
+                assert (await peer.reply()).body == answer_body()
+        assert [seen.body for seen in running.seen] == bodies * len(cuts)
+
+
 async def test_pipelined_local_answers_do_not_recurse() -> None:
     async with rig(GOOD) as running:
         peer = await running.connect()

@@ -157,6 +157,27 @@ async def test_head_request_has_no_body_but_its_length() -> None:
         assert running.engines[0].connections == 1
 
 
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("close", [(), ("connection: close",)])
+async def test_answer_in_one_read_or_in_more(debug: bool, close: tuple[str, ...]) -> None:
+    body = answer_body()
+    raw = head(200, *close, f"content-length: {len(body)}", "content-type: application/json") + body
+    scripts = [
+        says(raw),
+        says(raw[:30], raw[30:], pause=0.02),
+        says(raw[:-9], raw[-9:], pause=0.02),
+    ]
+    answers = []
+    for script in scripts:
+        async with rig(script, debug_headers=debug) as running:
+            reply = await running.chat()
+            assert reply.body == body
+            assert (reply.header(b"x-warmlane-replica") is not None) == debug
+            assert reply.header(b"connection") is None  # the replica's hop, not the client's
+            answers.append(reply.raw if not debug else reply.body)
+    assert len(set(answers)) == 1
+
+
 async def test_stream_passes_byte_identical() -> None:
     async with rig(streams(*STREAM, pause=0.005)) as running:
         reply = await running.chat(stream=True)
