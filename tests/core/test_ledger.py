@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import random
+import subprocess
+import sys
 from array import array
-from multiprocessing import shared_memory
-from typing import Any
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
+from tests.core import ledger_hammer
 from tests.core.twin_ledger import TwinLedger
 from warmlane._core import ledger
 from warmlane._core.ledger import Ledger, LedgerFull
@@ -138,7 +140,7 @@ def test_refusals_change_nothing() -> None:
 def test_supplied_columns_are_used_in_place() -> None:
     block = bytearray(24 * 4)
     view = memoryview(block)
-    columns = views_of(view, 4)
+    columns = ledger_hammer.views_of(view, 4)
     book = Ledger(4, 8, columns)
     book.first_token(book.open(2, 30, 40, 0.0), 1.0)
     assert [column[2] for column in columns] == [1, 0.0, 40.0, 1]
@@ -159,41 +161,12 @@ def test_supplied_columns_are_used_in_place() -> None:
         Ledger(5, 8, columns)
 
 
-def hammer(name: str, rounds: int) -> None:
-    memory = shared_memory.SharedMemory(name=name)
-    columns = views_of(memoryview(memory.buf or b""), 2)
-    book = Ledger(2, 8, columns)
-    for at in range(rounds):
-        ticket = book.open(at & 1, 3, 5, 0.0)
-        book.first_token(ticket, 0.0)
-        book.close(ticket, 0.0)
-    book.open(1, 7, 9, 0.0)
-    del book
-    for column in columns:
-        column.release()
-    memory.close()
-
-
-def views_of(view: memoryview, slots: int) -> tuple[memoryview[Any], ...]:
-    bounds = ((0, 4, "i"), (4, 12, "d"), (12, 20, "d"), (20, 24, "i"))
-    pieces = ((view[start * slots : end * slots], code) for start, end, code in bounds)
-    return tuple(piece.cast(code) for piece, code in pieces)  # type: ignore[call-overload]
-
-
-def test_adds_of_two_processes_do_not_get_lost() -> None:
-    memory = shared_memory.SharedMemory(create=True, size=48)
-    try:
-        spawn = multiprocessing.get_context("spawn")
-        children = [spawn.Process(target=hammer, args=(memory.name, 60_000)) for _ in range(2)]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join(60)
-            assert child.exitcode == 0
-        columns = views_of(memoryview(memory.buf or b""), 2)
-        assert [column.tolist() for column in columns] == [[0, 2], [0, 14], [0, 18], [0, 0]]
-        for column in columns:
-            column.release()
-    finally:
-        memory.close()
-        memory.unlink()
+def test_adds_of_two_processes_do_not_get_lost(tmp_path: Path) -> None:
+    shared = tmp_path / "columns"
+    shared.write_bytes(bytes(48))
+    command = [sys.executable, ledger_hammer.__file__, str(shared), "60000"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    children = [subprocess.Popen(command, env=env) for _ in range(2)]
+    assert [child.wait(timeout=60) for child in children] == [0, 0]
+    columns = ledger_hammer.views_of(memoryview(shared.read_bytes()), 2)
+    assert [column.tolist() for column in columns] == [[0, 2], [0, 14], [0, 18], [0, 0]]
