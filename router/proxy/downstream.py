@@ -19,7 +19,7 @@ from warmlane.router.proxy.chunked import BadChunk, ChunkReader
 from warmlane.router.proxy.exchange import Exchange
 from warmlane.router.proxy.local import local_answer
 from warmlane.router.proxy.replies import CONTINUE, refusal, reply
-from warmlane.router.proxy.request_head import RequestHead, RequestReader, check_start
+from warmlane.router.proxy.request_head import RequestHead, check_start, read_request_head
 from warmlane.router.proxy.upload import Upload
 from warmlane.router.proxy.wire import END
 from warmlane.router.types import Kind
@@ -42,7 +42,6 @@ class Client(asyncio.Protocol):
         "_ended",
         "_paused",
         "_pumping",
-        "_reader",
         "_state",
         "_tail",
         "_waiting",
@@ -60,7 +59,6 @@ class Client(asyncio.Protocol):
     def __init__(self, state: State) -> None:
         self._write: Callable[[bytes], None]  # the transport's
         self._state = state
-        self._reader = RequestReader()
         self._tail = b""  # bytes not yet taken: part of a head, or pipelined requests
         self._body: BodyReader | None = None  # of the request that is being read
         self._pumping = False
@@ -221,13 +219,16 @@ class Client(asyncio.Protocol):
         """Take one head or a part of a body; the bytes behind it."""
         if self._body is not None:
             return self._take_body(self._body, data)
-        while data.startswith(b"\r\n"):  # RFC 9112, section 2.2: empty lines before a request
-            data = data[2:]
+        if data.startswith(b"\r\n"):  # RFC 9112, section 2.2: empty lines before a request
+            start = 2
+            while data.startswith(b"\r\n", start):
+                start += 2
+            data = data[start:]  # cut once: a client may send many
         end = data.find(END) + 4
         if end < 4 or end > self._state.limits.head_bytes:
             self._wait_for_head(data)
             return b""
-        return self._begin(self._reader.read(data[:end]), data, end)
+        return self._begin(read_request_head(data[:end]), data, end)
 
     def _wait_for_head(self, data: bytes) -> None:
         """`data` is a part of a head. Raises RequestError if it cannot become a whole one."""

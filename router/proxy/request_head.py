@@ -17,28 +17,20 @@ from warmlane.router.errors import RequestError
 from warmlane.router.proxy.wire import CRLF, KEPT
 from warmlane.router.requests import HOP_HEADERS, is_internal
 
-__all__ = ["RequestHead", "RequestReader", "check_start", "request_bytes", "safe_trailer"]
+__all__ = ["RequestHead", "check_start", "read_request_head", "request_bytes", "safe_trailer"]
 
 _START: Final = re.compile(rb"[A-Z-]{1,24}(?: |\Z)")
 # Besides the internal ones and those that Connection may not name either.
 _NO_TRAILER: Final = HOP_HEADERS | KEPT | {b"expect"}
 
 
-class RequestReader:
-    """Reads the heads of one client connection. It keeps nothing between them."""
-
-    __slots__ = ()
-
-    def read(self, raw: bytes) -> RequestHead:
-        """The head in `raw`, which ends with the empty line. Raises RequestError."""
-        try:
-            return read_request(raw)
-        except HeadError as error:
-            status, message = error.args
-            raise RequestError(status, message) from None
-
-    def skip_body(self, head: RequestHead, body: bytes) -> None:
-        """Told of the bytes of a body; a reader that keeps no state has no use for them."""
+def read_request_head(raw: bytes) -> RequestHead:
+    """The head in `raw`, which ends with the empty line. Raises RequestError."""
+    try:
+        return read_request(raw)
+    except HeadError as error:
+        status, message = error.args
+        raise RequestError(status, message) from None
 
 
 def check_start(data: bytes) -> None:

@@ -18,7 +18,7 @@ from typing import Protocol, cast
 
 from warmlane.router.attempts import Fault
 from warmlane.router.proxy.chunked import BadChunk, ChunkReader
-from warmlane.router.proxy.response_head import BadAnswer, ResponseHead, ResponseReader
+from warmlane.router.proxy.response_head import BadAnswer, ResponseHead, read_response_head
 from warmlane.router.proxy.tracked import Tracked
 from warmlane.router.proxy.wire import END, Framing
 
@@ -59,7 +59,6 @@ class Upstream(asyncio.Protocol):
         "_left",
         "_link",
         "_listener",
-        "_reader",
         "_sent_all",
         "_silent",
         "_used",
@@ -76,7 +75,6 @@ class Upstream(asyncio.Protocol):
         self._link = link
         self._connections = connections
         self._listener: Listener | None = None
-        self._reader = ResponseReader()
         self._chunks: ChunkReader | None = None
         self._framing: Framing | None = None  # None: a head is expected
         self._left = 0
@@ -190,7 +188,7 @@ class Upstream(asyncio.Protocol):
                 self._buffer = data
                 return None
             end += 4
-            head = self._reader.read(data[:end], listener.to_head)
+            head = read_response_head(data[:end], listener.to_head)
             raw = data
             data = data[end:]
             if head.status >= 200:

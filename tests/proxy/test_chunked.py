@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from warmlane.router.proxy.chunked import BadChunk, ChunkReader
 from warmlane.router.proxy.relay import Relay
-from warmlane.router.proxy.response_head import ResponseReader
+from warmlane.router.proxy.response_head import read_response_head
 
 from .engine import DONE, LAST, SSE_HEAD, STREAM, chunk
 
@@ -114,7 +114,7 @@ def test_a_stream_cut_anywhere_and_broken_anywhere_ends_well(at: list[int], end:
     raw = chunk(*STREAM)
     raw = raw[: end % (len(raw) - len(chunk(DONE)))]
     reader, relay = ChunkReader(), Relay()
-    head = ResponseReader().read(SSE_HEAD, False)
+    head = read_response_head(SSE_HEAD, False)
     sent = relay.head(head, http10=False, close=False, extra=b"")
     for piece in cuts(raw, at):
         payload = reader.feed(piece)
