@@ -7,7 +7,7 @@ first, of a request the tail first. A recency list of the wrong size costs 2.7 t
 (docs/decisions), so that the capacity should come from the engine's own metrics.
 
 Never over-counts its own record: a match and the recency lists read the same entries. Costs are by
-run, not by block (docs/decisions/0007): `match` or `record` of 512 blocks below 1 us.
+run, not by block (docs/decisions/0008): `match` or `record` of 512 blocks below 1 us.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ cdef extern from "alloc.h" nogil:
 
 cdef extern from "runs_check.h" nogil:
     int RT_FAIL, RT_REFUSED
-    uint32_t RT_NOBODY, RT_RUNS_PER_US
+    uint32_t RT_NOBODY, RT_STEPS_PER_US
 
     ctypedef struct RxMem:
         uint64_t used, cap
@@ -44,7 +44,7 @@ cdef extern from "runs_check.h" nogil:
     void rt_set_limit(RtTree *t, uint32_t lane, uint32_t limit)
     void rt_clear(RtTree *t, uint32_t replica)
     void rt_give_up(RtTree *t, uint32_t lane)
-    int rt_maintain(RtTree *t, uint32_t runs)
+    int rt_maintain(RtTree *t, uint32_t steps)
     # Leading keys that a live replica held, or RT_FAIL, RT_REFUSED; 0 < count <= its limit.
     int64_t rt_touch(RtTree *t, uint32_t replica, const uint64_t *keys, uint32_t count)
     uint32_t rt_match(RtTree *t, const uint64_t *keys, uint32_t count, int32_t *out, uint32_t room)

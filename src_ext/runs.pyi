@@ -45,7 +45,7 @@ class RunTree:
     def maintain(self, budget_us: int) -> bool:
         """Sweeps and shrinks for about so long; True when work remains.
 
-        Counted in runs taken apart, at most 1 us each, not by a clock: a run can be repeated.
+        Counted in steps (runs taken apart, at most 1 us each), not by a clock: it can be repeated.
         """
     def held(self, replica: int) -> int:
         """Blocks that the replica holds; 0 for one without a capacity."""

@@ -133,8 +133,8 @@ cdef class RunTree:
     # ---- between decisions ----
 
     def maintain(self, uint32_t budget_us):
-        cdef uint32_t runs = max(min(budget_us, <uint32_t>1 << 20), 1) * RT_RUNS_PER_US
-        return rt_maintain(self.tree, runs) == 1
+        cdef uint32_t steps = max(min(budget_us, <uint32_t>1 << 20), 1) * RT_STEPS_PER_US
+        return rt_maintain(self.tree, steps) == 1
 
     def held(self, Py_ssize_t replica):
         self.check_replica(replica)

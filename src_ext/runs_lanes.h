@@ -9,7 +9,7 @@
 #define RT_LEAST_ROOM 64u /* blocks that one of them evicts at least */
 /* Taking a run apart reads its node, its holders, its parent and its keys' allocator: about six
  * cache misses, at most 1 us. */
-#define RT_RUNS_PER_US 1u
+#define RT_STEPS_PER_US 1u
 
 static inline int rt_lives(const RtTree *t, uint32_t replica) {
     return t->inside[replica] != RT_NOBODY;
@@ -29,7 +29,7 @@ static inline void rt_give_back(RtTree *t, uint32_t lane) {
     t->unused[t->unused_count++] = lane;
 }
 
-/* Work on the first lane of the queue; returns the runs that it took, or 0 when it left the queue. */
+/* Work on the first lane of the queue; returns its steps, or 0 when it left the queue. */
 static inline uint32_t rt_work(RtTree *t, uint32_t most) {
     uint32_t lane = t->queue[t->queue_at];
     RtLane *l = &t->lane[lane];
@@ -42,12 +42,12 @@ static inline uint32_t rt_work(RtTree *t, uint32_t most) {
     return 0;
 }
 
-/* Up to so many runs of pending work; 1 when work remains. */
-static inline int rt_maintain(RtTree *t, uint32_t runs) {
+/* About so many steps of pending work; 1 when work remains. */
+static inline int rt_maintain(RtTree *t, uint32_t steps) {
     while (t->queue_count) {
-        uint32_t done = rt_work(t, runs);
-        runs -= done;
-        if (done && !runs) return t->queue_count > 0;
+        uint32_t done = rt_work(t, steps);
+        if (done >= steps) return 1; /* at least this lane is still in the queue */
+        steps -= done;
     }
     return 0;
 }

@@ -22,6 +22,7 @@
 #define RT_FAIL (-1)
 #define RT_REFUSED (-2)
 #define RT_JOINS 8u         /* runs that one touch joins at most: each costs a copy */
+#define RT_STEP_HOLDERS 512u /* 8 KiB to move: about 1 us */
 #define RT_JOIN_HOLDERS 64u /* more holders are not compared: their entries outweigh the node */
 
 enum { RT_UNUSED, RT_LIVE, RT_DEAD };
@@ -192,15 +193,17 @@ static inline void rt_cut(RtNodes *s, uint32_t id) {
     }
 }
 
-/* Evict up to `blocks` of a lane's oldest blocks from up to `most` runs; returns the runs. */
+/* Evict up to `blocks` of a lane's oldest blocks, in about `most` steps; returns the steps: one for
+ * each run, and more for a run whose holders are many to move and to look through. */
 static inline uint32_t rt_evict(RtTree *t, uint32_t lane, uint32_t blocks, uint32_t most) {
     RtNodes *s = &t->nodes;
     RtLane *l = &t->lane[lane];
-    uint32_t runs = 0;
-    for (; blocks && l->oldest && runs < most; runs++) {
+    uint32_t steps = 0;
+    while (blocks && l->oldest && steps < most) {
         uint32_t id = l->oldest, cut;
         RtNode *n = rt_node(s, id);
         RtHolder *h = rt_holder(n, lane);
+        steps += 1 + n->holders / RT_STEP_HOLDERS;
         cut = h->held < blocks ? h->held : blocks;
         blocks -= cut;
         l->size -= cut;
@@ -211,7 +214,7 @@ static inline uint32_t rt_evict(RtTree *t, uint32_t lane, uint32_t blocks, uint3
         }
         rt_cut(s, id);
     }
-    return runs;
+    return steps;
 }
 
 /* ---- touch ---- */
