@@ -96,6 +96,37 @@ def index_samples(rounds: int) -> tuple[list[float], list[float]]:
     return matched, recorded
 
 
+def long_samples(rounds: int) -> dict[str, list[float]]:
+    """us a record or match of 512 blocks: held, new (as many evicted), a quarter new, matched.
+
+    One replica that is full at 100,000 blocks, as a 64 KB prompt in blocks of 128 bytes meets it.
+    """
+    index, rnd, out = ApproximateIndex(max_replicas=8), random.Random(3), array("i", bytes(32))
+    index.add(0, 100_000)
+    starts = [array("Q", rnd.randbytes(8 * 384)) for _ in range(8)]
+    held = [array("Q", rnd.randbytes(8 * 512)) for _ in range(190)]
+    samples: dict[str, list[float]] = {"held": [], "match": [], "new": [], "quarter_new": []}
+
+    def record(chains: list[array[int]]) -> None:
+        for chain in chains:
+            index.record(0, chain)
+
+    def match(chains: list[array[int]]) -> None:
+        for chain in chains:
+            index.match(chain, out)
+
+    for _ in range(rounds):
+        record(held)
+        for name, work in (("held", record), ("match", match)):
+            spent = cpu_seconds(partial(repeat, partial(work, held), 10))
+            samples[name].append(spent / 10 / len(held) * 1e6)
+        new = [array("Q", rnd.randbytes(8 * 512)) for _ in range(1000)]
+        samples["new"].append(cpu_seconds(partial(record, new)) / len(new) * 1e6)
+        grown = [rnd.choice(starts) + array("Q", rnd.randbytes(8 * 128)) for _ in range(1000)]
+        samples["quarter_new"].append(cpu_seconds(partial(record, grown)) / len(grown) * 1e6)
+    return samples
+
+
 def main() -> int:
     bench = Bench("lru", "cost of the recency sets and of the ledger")
     rounds = 5 if bench.args.quick else 11
@@ -110,6 +141,11 @@ def main() -> int:
     matched, recorded = index_samples(3 * rounds)
     bench.bar("index_match_64", None, "ns", 2000, samples=matched)
     bench.bar("index_record_again_64", None, "ns", 3000, samples=recorded)
+    longer = long_samples(2 * rounds)
+    bench.bar("index_record_512_held", None, "us", 2, samples=longer["held"])
+    bench.bar("index_record_512_new", None, "us", 12, samples=longer["new"])
+    bench.bar("index_record_512_quarter_new", None, "us", 6, samples=longer["quarter_new"])
+    bench.bar("index_match_512", None, "us", 1.5, samples=longer["match"])
     return bench.finish()
 
 
