@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-STREAMING_CLIENTS, WHOLE_CLIENTS = 6, 2  # what one engine's batch holds
-STREAM_TOKENS, WHOLE_TOKENS = 200, 16
-BEGUN = 2  # streams under way on the victim that make it worth striking
+STREAMING_CLIENTS, WHOLE_CLIENTS = 4, 1  # one engine alone still answers quickly
+STREAM_TOKENS, WHOLE_TOKENS = 400, 16
+BEGUN = 1  # young streams on the victim that make it worth striking
 DONE = b"[DONE]"
 
 
@@ -46,6 +46,11 @@ class Fate:
         return max(
             (min(end - moment, gap) for end, gap in self.silences if end > moment), default=0.0
         )
+
+    @property
+    def young(self) -> bool:
+        """It streams and has most of its answer before it."""
+        return not self.ended and 0 < self.tokens < STREAM_TOKENS / 4
 
     @property
     def whole(self) -> bool:
@@ -119,7 +124,7 @@ async def storm(
         ]
         await asyncio.sleep(before_s)
         patience = time.monotonic() + 20
-        while sum(f.tokens > 0 and not f.ended and f.replica == victim for f in fates) < BEGUN:
+        while sum(fate.young and fate.replica == victim for fate in fates) < BEGUN:
             assert time.monotonic() < patience, f"{victim} does not stream"
             await asyncio.sleep(0.01)
         await asyncio.to_thread(strike)
