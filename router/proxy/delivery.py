@@ -7,6 +7,7 @@ Owns what happens between a replica's first byte and the client's last one. The 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -48,7 +49,7 @@ class Client(Protocol):
     def pause_upload(self, paused: bool) -> None: ...
 
 
-class Delivery:
+class Delivery(ABC):
     """Base of `Exchange`: all of a request's state, and the half of it that handles the answer."""
 
     __slots__ = (
@@ -108,13 +109,13 @@ class Delivery:
         self._reads = 0
         self._total = self.deadline = state.now + state.timeouts.total_s
 
+    @abstractmethod
     def _failed(self, fault: Fault, reason: str) -> None:
         """An attempt failed and the client has seen nothing yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _attempt(self, slot: int, now: float, fresh: bool = False) -> None:
         """Send the request to this slot; fresh: not on a kept connection."""
-        raise NotImplementedError
 
     # What the connection tells
 
