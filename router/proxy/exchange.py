@@ -127,12 +127,11 @@ class Exchange(Delivery):
             retry = self._state.config.retry
             attempts = self._attempts = Attempts(choices, side.budget, retry.attempts)
         now = monotonic()
-        replicas = side.pool.replicas
-        usable = [
-            (replica := replicas[choice]) is not None and replica.state is ReplicaState.READY
-            for choice in choices
-        ]
-        slot = attempts.next(fault, now, usable)
+        slot = attempts.next(fault, now, self._in_state(ReplicaState.READY))
+        if slot < 0:
+            # Nobody ready is left. An ejected replica may be well again, or only slow to answer
+            # its probe: better asked than not.
+            slot = attempts.next(fault, now, self._in_state(ReplicaState.EJECTED))
         if slot < 0:
             self._out_of_choices(fault, reason)
             return
@@ -142,6 +141,14 @@ class Exchange(Delivery):
         log.debug("moved pool=%s fault=%s slot=%d reason=%s", side.name, fault, slot, reason)
         self._state.router.moved(self._decision.ticket, slot, now)
         self._attempt(slot, now)
+
+    def _in_state(self, state: ReplicaState) -> list[bool]:
+        """Which choices are in this state now."""
+        replicas = self._side.pool.replicas
+        return [
+            (replica := replicas[choice]) is not None and replica.state is state
+            for choice in self._decision.choices
+        ]
 
     def _out_of_choices(self, fault: Fault, reason: str) -> None:
         hold = self._hold

@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+from warmlane.router.types import ReplicaState
+
 from .engine import (
     DONE,
     FULL,
@@ -13,6 +15,9 @@ from .engine import (
     LAST,
     STREAM,
     Engine,
+    Out,
+    Script,
+    Seen,
     chat_body,
     event,
     says,
@@ -53,6 +58,33 @@ async def test_no_replica_ready() -> None:
         assert reply.status == 503
         assert reply.header(b"retry-after")
         assert (await running.ask(get("/health"), "GET")).status == 503
+
+
+async def test_an_ejected_replica_is_asked_before_a_request_is_given_up() -> None:
+    """It may be well again, or only too busy to answer its probe in time."""
+    dies = [asyncio.Event(), asyncio.Event()]
+
+    def mortal(number: int) -> Script:
+        async def script(seen: Seen, out: Out) -> None:
+            await dies[number].wait()
+            out.reset()
+
+        return script
+
+    engines = [Engine(mortal(0), GOOD), Engine(mortal(1), GOOD)]
+    async with rig(*engines) as running:
+        pool = running.router.pools["default"]
+        asked = asyncio.create_task(running.chat())
+        while not running.seen:  # noqa: ASYNC110 - the engines have no event for it
+            await asyncio.sleep(0.005)
+        first = 0 if engines[0].seen else 1
+        other = 1 - first
+        engines[other].scripts = [GOOD]
+        slot = next(each.slot for each in pool if each.spec.url == engines[other].url)
+        pool.set_state(slot, ReplicaState.EJECTED, "probe: too slow")
+        dies[first].set()
+        assert (await asked).status == 200
+        assert len(engines[other].seen) == 1
 
 
 async def test_removed_replica_finishes_its_requests() -> None:
