@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 STREAMING_CLIENTS, WHOLE_CLIENTS = 3, 1  # one engine alone still answers quickly
-STREAM_TOKENS, WHOLE_TOKENS = 400, 16
+STREAM_TOKENS, WHOLE_TOKENS = 1200, 16  # long enough to be struck in the middle
 DONE = b"[DONE]"
 
 
