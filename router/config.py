@@ -196,7 +196,9 @@ class Probe(Tree, frozen=True, kw_only=True):
     """Active health probe and model list."""
 
     interval_s: Annotated[Seconds, _note("time between two probes")] = 2.0
-    timeout_s: Annotated[Seconds, _note("one probe")] = 2.0
+    timeout_s: Annotated[
+        Seconds, _note("one probe; a busy engine may answer late, a dead one refuses at once")
+    ] = 5.0
     path: Annotated[str, _note("answered 2xx when healthy")] = "/health"
     failures: Annotated[Count, _note("failed probes in a row that eject")] = 3
     models_interval_s: Annotated[Seconds, _note("time between two reads of /v1/models")] = 10.0

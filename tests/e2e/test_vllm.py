@@ -201,15 +201,15 @@ def test_an_engine_dies_under_load(engines: list[Engine], part: str) -> None:
                 victim.kill()
                 victim.start()
         print(f"\nkilled {part}: {describe(fates, dead)}")
-        odd = [fate for fate in fates if not fate.whole and not fate.broken]
-        assert odd == []  # in particular: no error before the first byte
+        assert router.total("warmlane_leaked_tickets_total") == 0
         slow_s = max(fate.silence_before(dead) for fate in fates)
         if slow_s > MAX_UNDISTURBED_S:
-            print(f"VOID: silence: undisturbed, the engines were silent for {slow_s:.1f} s")
-        else:
-            assert [fate for fate in fates if fate.silence_after(dead) > MAX_SILENCE_S] == []
+            # Starved engines miss probes and look dead one after the other: nothing is shown.
+            pytest.skip(f"VOID: without any fault the engines were silent for {slow_s:.1f} s")
+        odd = [fate for fate in fates if not fate.whole and not fate.broken]
+        assert odd == []  # in particular: no error before the first byte
+        assert [fate for fate in fates if fate.silence_after(dead) > MAX_SILENCE_S] == []
         assert any(fate.broken for fate in fates), "nothing was running on the victim"
         assert any(fate.whole and fate.started > dead for fate in fates)
-        assert router.total("warmlane_leaked_tickets_total") == 0
         struck[0].wait_ready()
         router.wait_ready(replicas=2)  # the probe takes it back by itself
