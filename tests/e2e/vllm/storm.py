@@ -50,6 +50,13 @@ class Fate:
         """The longest silence that ended before this moment."""
         return max((gap for end, gap in self.silences if end <= moment), default=0.0)
 
+    def pace(self, moment: float) -> float:
+        """The longest silence of the engines' own making: before the moment, or, of a request
+        that began after it and ended well, at any time."""
+        if self.started > moment:
+            return max((gap for _, gap in self.silences), default=0.0) if self.whole else 0.0
+        return self.silence_before(moment)
+
     @property
     def young(self) -> bool:
         """It streams and has most of its answer before it."""
