@@ -203,13 +203,11 @@ def test_an_engine_dies_under_load(engines: list[Engine], part: str) -> None:
         print(f"\nkilled {part}: {describe(fates, dead)}")
         assert router.total("warmlane_leaked_tickets_total") == 0
         odd = [fate for fate in fates if not fate.whole and not fate.broken]
-        if odd:
-            print(f"neither whole nor broken with one explicit error: {odd}")
+        assert odd == []  # in particular: no error before the first byte
         slow_s = max(fate.pace(dead) for fate in fates)
         if slow_s > MAX_UNDISTURBED_S:
-            # Starved engines miss probes and look dead one after the other: nothing is shown.
+            # Starved engines are silent by themselves: the bound would judge them, not the router.
             pytest.skip(f"VOID: without any fault the engines were silent for {slow_s:.1f} s")
-        assert odd == []  # in particular: no error before the first byte
         assert [fate for fate in fates if fate.silence_after(dead) > MAX_SILENCE_S] == []
         assert any(fate.broken for fate in fates), "nothing was running on the victim"
         assert any(fate.whole and fate.started > dead for fate in fates)
