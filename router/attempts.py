@@ -1,8 +1,8 @@
 """What counts as a failed attempt, and where the request goes next. Floor 3: no I/O, no clock.
 
 Owns: the classes of failure (`Fault`), which of them count against a replica, the order in which
-the choices of one decision are tried, and the retry budget of a pool. A face asks `Attempts.next`
-only while the client has not seen a byte; nothing here can know that.
+the choices of one decision are tried and what comes behind them, and the retry budget of a pool. A
+face asks `Attempts.next` only while the client has not seen a byte; nothing here can know that.
 
 The budget exists because retries multiply load exactly when there is too much of it (Google SRE
 book, chapter 22): retries may be at most a share of recent requests, plus a small floor so that a
@@ -11,7 +11,7 @@ quiet router can still retry.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -100,28 +100,42 @@ class RetryBudget:
 class Attempts:
     """The tries of one request. Made at its first fault; the common request never needs one."""
 
-    __slots__ = ("_at", "_budget", "_choices", "_left", "tried")
+    __slots__ = ("_budget", "_choices", "_left", "_tried")
 
     def __init__(self, choices: Sequence[int], budget: RetryBudget, limit: int) -> None:
         self._choices = choices
         self._budget = budget
-        self._at = 0
         self._left = limit - 1
-        self.tried = 1
+        self._tried = {choices[0]}
 
-    def next(self, fault: Fault, now: float, usable: Sequence[bool] | None = None) -> int:
-        """Slot of the next choice, or -1: not retryable, no choice, no try or no budget left.
+    @property
+    def tried(self) -> int:
+        """Slots that were given out, the first choice included."""
+        return len(self._tried)
 
-        usable: per choice, False for those that left the pool since the decision.
+    def next(
+        self,
+        fault: Fault,
+        now: float,
+        is_ready: Callable[[int], bool],
+        rest: Callable[[bool], Sequence[int]],
+    ) -> int:
+        """Slot of the next try, or -1: not retryable, nobody, no try or no budget left.
+
+        The ready choices first, in their order. When there is none left, `rest(ready_only)` names
+        whom else the pool has for this request, best first: an ejected replica may be well again,
+        and is better asked than not. Not when this one was only full: then what is ill or starting
+        would turn a quick refusal with its Retry-After into a slow failure.
         """
         if fault not in RETRYABLE or self._left < 1:
             return -1
-        at = self._at + 1
-        while at < len(self._choices) and usable is not None and not usable[at]:
-            at += 1
-        if at >= len(self._choices) or not self._budget.take(now):
+        tried = self._tried
+        slot = next((each for each in self._choices if each not in tried and is_ready(each)), -1)
+        if slot < 0:
+            others = rest(fault is Fault.BACKPRESSURE)
+            slot = next((each for each in others if each not in tried), -1)
+        if slot < 0 or not self._budget.take(now):
             return -1
-        self._at = at
         self._left -= 1
-        self.tried += 1
-        return self._choices[at]
+        tried.add(slot)
+        return slot

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Sequence
+from heapq import nsmallest
 from typing import Final
 
 from warmlane._core import cost
@@ -38,6 +39,9 @@ log = logging.getLogger("warmlane.decide")
 CHOICES: Final = 5  # one replica and four to fall back to
 _MAX_STATIC_MASKS: Final = 1024  # (model, adapter) pairs kept; names come from clients
 RETRY_AFTER_S: Final = 1.0
+LAST_RESORT: Final = "nobody is ready"  # `Decision.fallback` of a choice among the others
+# Who is asked when the choices of a decision are used up, in this order.
+_RESTS: Final = (ReplicaState.READY, ReplicaState.EJECTED, ReplicaState.JOINING)
 # In the order of `Mix`, which is that of DEFAULT_MIX without `lora`.
 _FUSED: Final = ("prefix_hit", "inflight_tokens", "running_requests", "spread", "kv_usage")
 
@@ -74,6 +78,7 @@ class Decider:
         self._dynamic: list[tuple[str, Filter]] = [f for f in parts.filters if not f[1].static]
         self._subset_only = all(name == "subset" for name, _ in self._dynamic)
         self._masks: dict[tuple[str, str], StaticMask] = {}
+        self._rests: dict[tuple[str, str], array[int]] = {}
         self._work = array("B")
         self._version = 0
         self._at = 0  # the scorer that runs, for the blame
@@ -145,6 +150,53 @@ class Decider:
         except Exception as error:  # noqa: BLE001 - advice of any kind may fail, the request may not
             return self._fall_back(error, rand)
         return count
+
+    def rest(self, request: Request, turn: int, ready_only: bool = False) -> tuple[int, ...]:
+        """Whoever may serve a request that its choices failed: at most CHOICES, after `begin`.
+
+        Ready ones first, then ejected, then joining; among those the fewest open requests, ties
+        in turn. All filters hold but `ready`; left out is who is drained or says itself that it
+        does not serve (asleep, paused), because it would let the request hang. NoReplica: a
+        filter failed.
+        """
+        pool, size = self.pool, len(self.pool)
+        static, mask = self._rest_mask(request), self._work
+        mask[:] = static
+        self.candidates.mask = mask
+        for name, each in self._dynamic:
+            self._keep(name, each, request, mask)
+        states, requests = _RESTS[:1] if ready_only else _RESTS, pool.ledger.requests
+        ranks: list[tuple[int, int, int, int]] = []
+        for slot, replica in enumerate(pool.replicas):
+            if mask[slot] and replica is not None and replica.state in states:
+                rank = states.index(replica.state)
+                ranks.append((rank, requests[slot], (slot - turn) % size, slot))
+        return tuple([rank[-1] for rank in nsmallest(CHOICES, ranks)])
+
+    def last_resort(self, request: Request, rand: int, why: NoReplica) -> tuple[int, ...]:
+        """Choices after `decide` raised `why`, which is raised again where nothing else helps:
+        the fleet is full, or nobody is there who is only not ready."""
+        if why.status != 503 or not why.removed.get("ready"):
+            raise why
+        choices = self.rest(request, rand)
+        if not choices:
+            raise why
+        return choices
+
+    def _rest_mask(self, request: Request) -> array[int]:
+        """Answer of the static filters but `ready` for the model and adapter of `candidates`."""
+        candidates = self.candidates
+        key = (candidates.model, candidates.adapter)
+        mask = self._rests.get(key)
+        if mask is None:
+            mask = array("B", [self._is_willing(slot) for slot in range(len(self.pool))])
+            for name, each in self._static:
+                if name != "ready":
+                    self._keep(name, each, request, mask)
+            if len(self._rests) >= _MAX_STATIC_MASKS:
+                self._rests.clear()
+            self._rests[key] = mask
+        return mask
 
     def _blame(self, error: Exception) -> str:
         """Which part failed and how."""
@@ -232,10 +284,17 @@ class Decider:
         replica = self.pool.replicas[slot]
         return replica is not None and replica.state is not ReplicaState.GONE
 
+    def _is_willing(self, slot: int) -> bool:
+        replica = self.pool.replicas[slot]
+        if replica is None or replica.state not in _RESTS or replica.unwilling:
+            return False
+        return replica.load is None or not replica.load.asleep
+
     def _resize(self) -> None:
         size = len(self.pool)
         self._version = self.pool.version
         self._masks.clear()
+        self._rests.clear()
         self.candidates.resize()
         self.totals = array("d", bytes(8 * size))
         self._work = array("B", bytes(size))

@@ -11,7 +11,7 @@ from copy import copy
 import msgspec
 
 from warmlane._core import cost
-from warmlane.router.decide import Decider
+from warmlane.router.decide import LAST_RESORT, Decider
 from warmlane.router.errors import NoReplica
 from warmlane.router.lane import Prepared
 from warmlane.router.registry import Weighted
@@ -78,16 +78,11 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
     decider, pool, target = lane.decider, lane.pool, prepared.target
     candidates = decider.candidates
     removed_by = _removed_by(decider, prepared)
-    error, removed, count = "", {}, 0
-    try:
-        count = decider.decide(prepared.request, rand, copy(decider.parts.picker))
-    except NoReplica as none:
-        error, removed = none.message, none.removed
-    order = list(decider.order[:count])
-    if count:
+    order, fallback, nobody = _order(decider, prepared, rand)
+    if nobody is None:
         candidates.scale()
-    lines = _score_lines(decider, prepared) if count and decider.needs_hits else {}
-    scored = bool(lines) and not decider.fallback
+    lines = _score_lines(decider, prepared) if nobody is None and decider.needs_hits else {}
+    scored = bool(lines) and not fallback
     waiting = candidates.waiting
     table = [
         ReplicaLine(
@@ -125,10 +120,24 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
         prompt_blocks=len(prepared.key.keys),
         scale_tokens=candidates.scale_tokens,
         replicas=table,
-        fallback=decider.fallback if count else "",
-        error=error,
-        removed=removed,
+        fallback=fallback,
+        error=nobody.message if nobody is not None and not order else "",
+        removed=nobody.removed if nobody is not None else {},
     )
+
+
+def _order(
+    decider: Decider, prepared: Prepared, rand: int
+) -> tuple[list[int], str, NoReplica | None]:
+    """The slots that a decision would choose, its `fallback`, and why nobody ready was found."""
+    try:
+        count = decider.decide(prepared.request, rand, copy(decider.parts.picker))
+    except NoReplica as nobody:
+        try:
+            return list(decider.last_resort(prepared.request, rand, nobody)), LAST_RESORT, nobody
+        except NoReplica:
+            return [], "", nobody
+    return list(decider.order[:count]), decider.fallback, None
 
 
 def _removed_by(decider: Decider, prepared: Prepared) -> dict[int, str]:

@@ -14,7 +14,7 @@ import msgspec
 from warmlane._core.ledger import TICKET_BITS, LedgerFull
 from warmlane.router.catalog import Target
 from warmlane.router.config import Config
-from warmlane.router.decide import RETRY_AFTER_S, Decider
+from warmlane.router.decide import LAST_RESORT, RETRY_AFTER_S, Decider
 from warmlane.router.errors import NoReplica
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool
@@ -49,6 +49,7 @@ class _Open(msgspec.Struct, eq=False, gc=False):
     key: PrefixKey
     raw_hit: float  # predicted hit tokens before trust, on `slot`
     slot: int
+    target: Target
     sent_to: int = -1
 
 
@@ -108,13 +109,19 @@ class Lane:
         looks = self._uses_view and key.unit != "none"
         prompt_tokens, each = view.lengths(key)
         fallback = ""
-        if self._mix is not None and not adapter and request.subset is None:
-            pool.freshen(now)
-            blocks = view.blocks_of(key) if looks else None
-            chosen = self.decider.quick(request, target.model, blocks, each, prompt_tokens, rand)
-        else:
-            chosen = self._decide_slowly(prepared, now, rand)
-            fallback = self.decider.fallback
+        try:
+            if self._mix is not None and not adapter and request.subset is None:
+                pool.freshen(now)
+                blocks = view.blocks_of(key) if looks else None
+                chosen = self.decider.quick(
+                    request, target.model, blocks, each, prompt_tokens, rand
+                )
+            else:
+                chosen = self._decide_slowly(prepared, now, rand)
+                fallback = self.decider.fallback
+        except NoReplica as nobody:
+            chosen = self._last_resort(prepared, now, rand, nobody)
+            fallback = LAST_RESORT
         choices, hits, hit, raw_hit = chosen
         first, uncached = choices[0], prompt_tokens - hit
         output = self.output_tokens
@@ -136,7 +143,7 @@ class Lane:
             adapter=adapter,
             fallback=fallback,
         )
-        self._open[ticket] = _Open(decision, request, key, raw_hit, first)
+        self._open[ticket] = _Open(decision, request, key, raw_hit, first, target)
         return decision
 
     def _decide_slowly(self, prepared: Prepared, now: float, rand: int) -> Chosen:
@@ -146,11 +153,33 @@ class Lane:
         count = decider.decide(prepared.request, rand)
         if decider.fallback:
             self._metrics.fallback(self.pool.name, decider.fallback.rpartition(": ")[0])
-        hits = decider.candidates.hit_tokens
-        choices = tuple(decider.order[:count])
+        return self._chosen(tuple(decider.order[:count]))
+
+    def _last_resort(self, prepared: Prepared, now: float, rand: int, why: NoReplica) -> Chosen:
+        """Nobody is ready: those who may be well all the same. Raises `why` without any."""
+        self.look(prepared, now)
+        choices = self.decider.last_resort(prepared.request, rand, why)
+        self._metrics.last_resort(self._name, "decision")
+        return self._chosen(choices)
+
+    def _chosen(self, choices: tuple[int, ...]) -> Chosen:
+        """With the hits of the last `look`."""
+        hits = self.decider.candidates.hit_tokens
         hit = hits[choices[0]]
         whole = tuple([int(hits[slot]) for slot in choices])
         return choices, whole, hit, hit / self._trust.factors[choices[0]]
+
+    def rest(self, ticket: int, now: float, ready_only: bool) -> tuple[int, ...]:
+        """Whom else the pool has for this open request; see `Decider.rest`."""
+        opened = self._open.get(ticket & _TICKET_MASK)
+        if opened is None:
+            return ()
+        target, tokens = opened.target, opened.decision.prompt_tokens
+        self.decider.begin(target.model, target.adapter, tokens, now)
+        try:
+            return self.decider.rest(opened.request, ticket, ready_only)
+        except NoReplica:  # a filter failed, as the log says
+            return ()
 
     def sent(self, ticket: int, slot: int, now: float) -> None:
         """The request's bytes went to `slot`: from now on its prefix is expected there.

@@ -75,6 +75,9 @@ FAMILIES: Final = (
            "Requests that the router itself refused."),
     Family("warmlane_fallbacks_total", "counter", ("pool", "reason"),
            "Decisions where advice failed and least in-flight decided."),
+    Family("warmlane_last_resort_total", "counter", ("pool", "when"),
+           "Requests given to a replica that is not ready, for want of a ready one; when is"
+           " decision or retry."),
     Family("warmlane_leaked_tickets_total", "counter", (),
            "Tickets that were closed by their age instead of by an event; a bug if it grows."),
     Family("warmlane_limits_reached_total", "counter", ("what",),
@@ -257,6 +260,9 @@ class Metrics:
 
     def fallback(self, pool: str, reason: str) -> None:
         self.count("warmlane_fallbacks_total", pool, reason)
+
+    def last_resort(self, pool: str, when: str) -> None:
+        self.count("warmlane_last_resort_total", pool, when)
 
     def leaked_tickets(self, n: int) -> None:
         self.leaked += n

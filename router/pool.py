@@ -31,7 +31,18 @@ _MEAN_STEP = 0.02  # exponential mean over about the last 50 decisions
 class Replica:
     """One replica and the last that was heard of it. Only its pool writes to it."""
 
-    __slots__ = ("endpoint", "health", "load", "models", "name", "reason", "slot", "spec", "state")
+    __slots__ = (
+        "endpoint",
+        "health",
+        "load",
+        "models",
+        "name",
+        "reason",
+        "slot",
+        "spec",
+        "state",
+        "unwilling",
+    )
 
     def __init__(self, spec: ReplicaSpec, slot: int, state: ReplicaState) -> None:
         self.spec = spec
@@ -41,6 +52,7 @@ class Replica:
         self.state = state
         self.health = state  # what the state is, or would be were it not drained
         self.reason = ""
+        self.unwilling = False  # it says itself that it does not serve now
         self.load: LoadSnapshot | None = None
         self.models: ModelList | None = None
 
@@ -171,11 +183,14 @@ class Pool:
 
     # What the feeds know
 
-    def set_state(self, slot: int, state: ReplicaState, reason: str = "") -> bool:
+    def set_state(
+        self, slot: int, state: ReplicaState, reason: str = "", *, unwilling: bool = False
+    ) -> bool:
         """Health of a member, told by a probe or by passive ejection. True: its state changed.
 
-        A drained replica stays drained; what is told here is where `undrain` leads. Late news of
-        a replica that is gone is ignored.
+        unwilling: the replica itself says that it does not serve now (asleep, paused); it is not
+        asked even when nobody else is left. A drained replica stays drained; what is told here is
+        where `undrain` leads. Late news of a replica that is gone is ignored.
         """
         if state in (ReplicaState.GONE, ReplicaState.DRAINING):
             raise AssertionError("use remove or drain: an operator's word is not health")
@@ -183,6 +198,9 @@ class Pool:
         if replica is None or replica.state is ReplicaState.GONE:
             return False
         replica.health = state
+        if replica.unwilling is not unwilling:
+            replica.unwilling = unwilling
+            self.version += 1
         if replica.state is ReplicaState.DRAINING:
             return False
         return self._become(replica, state, reason)

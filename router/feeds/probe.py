@@ -164,6 +164,7 @@ class Prober:
         if replica.health is ReplicaState.JOINING:
             if self.failures == 1:
                 log.info('event=joining pool=%s replica=%s why="%s"', pool.name, replica.name, why)
+            pool.set_state(replica.slot, ReplicaState.JOINING, why, unwilling=at_once)
             return
         if not at_once and self.failures < self.config.failures:
             return
@@ -171,7 +172,7 @@ class Prober:
             self.ejected = True
             reason = why if at_once else "probe"
             self.metrics.ejection(pool.name, replica.name, reason)
-            pool.set_state(replica.slot, ReplicaState.EJECTED, f"probe: {why}")
+        pool.set_state(replica.slot, ReplicaState.EJECTED, f"probe: {why}", unwilling=at_once)
 
 
 class _OutOfService(EngineError):

@@ -359,8 +359,8 @@ class Delivery(ABC):
         return self._link.replica.name
 
     def _hit_tokens(self) -> int:
-        decision = self._decision
-        return decision.hit_tokens[decision.choices.index(self._slot)]
+        choices, slot = self._decision.choices, self._slot
+        return self._decision.hit_tokens[choices.index(slot)] if slot in choices else 0
 
     def _debug_lines(self) -> bytes:
         lines = (

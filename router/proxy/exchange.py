@@ -121,34 +121,33 @@ class Exchange(Delivery):
         side = self._side
         slot = self._slot
         side.fault(slot, fault)
-        choices = self._decision.choices
         attempts = self._attempts
         if attempts is None:
             retry = self._state.config.retry
-            attempts = self._attempts = Attempts(choices, side.budget, retry.attempts)
+            attempts = self._attempts = Attempts(
+                self._decision.choices, side.budget, retry.attempts
+            )
         now = monotonic()
-        slot = attempts.next(fault, now, self._in_state(ReplicaState.READY))
-        if slot < 0:
-            # Nobody ready is left. An ejected replica may be well again, or only slow to answer
-            # its probe: better asked than not.
-            slot = attempts.next(fault, now, self._in_state(ReplicaState.EJECTED))
+        slot = attempts.next(fault, now, self._is_ready, self._rest)
         if slot < 0:
             self._out_of_choices(fault, reason)
             return
         self._drop_upstream()
         self._response = self._answer = self._hold = None
         self._state.metrics.retry(side.name, fault)
+        if not self._is_ready(slot):
+            self._state.metrics.last_resort(side.name, "retry")
         log.debug("moved pool=%s fault=%s slot=%d reason=%s", side.name, fault, slot, reason)
         self._state.router.moved(self._decision.ticket, slot, now)
         self._attempt(slot, now)
 
-    def _in_state(self, state: ReplicaState) -> list[bool]:
-        """Which choices are in this state now."""
-        replicas = self._side.pool.replicas
-        return [
-            (replica := replicas[choice]) is not None and replica.state is state
-            for choice in self._decision.choices
-        ]
+    def _is_ready(self, slot: int) -> bool:
+        replica = self._side.pool.replicas[slot]
+        return replica is not None and replica.state is ReplicaState.READY
+
+    def _rest(self, ready_only: bool) -> tuple[int, ...]:
+        """Whom else the pool has for this request."""
+        return self._state.router.rest(self._decision.ticket, monotonic(), ready_only)
 
     def _out_of_choices(self, fault: Fault, reason: str) -> None:
         hold = self._hold

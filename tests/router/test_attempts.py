@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from warmlane.router.attempts import COUNTED, RETRYABLE, Attempts, Fault, RetryBudget, classify
@@ -80,24 +82,60 @@ def test_budget_never_exceeds_the_share_over_any_run() -> None:
     assert taken <= 0.11 * 10_000
 
 
+def everybody(slot: int) -> bool:
+    return True
+
+
+def nobody(ready_only: bool) -> tuple[int, ...]:
+    return ()
+
+
+def after(
+    attempts: Attempts,
+    fault: Fault,
+    ready: Callable[[int], bool] = everybody,
+    rest: Callable[[bool], tuple[int, ...]] = nobody,
+) -> int:
+    return attempts.next(fault, 0.0, ready, rest)
+
+
 def test_attempts_follow_the_order_and_end() -> None:
     attempts = Attempts((4, 7, 1, 9), budget(minimum=100), 3)
-    assert attempts.next(Fault.RESET, 0.0) == 7
-    assert attempts.next(Fault.CONNECT, 0.0) == 1
+    assert after(attempts, Fault.RESET) == 7
+    assert after(attempts, Fault.CONNECT) == 1
     assert attempts.tried == 3
-    assert attempts.next(Fault.RESET, 0.0) == -1  # three tries in all
+    assert after(attempts, Fault.RESET) == -1  # three tries in all
 
 
-def test_attempts_skip_what_left_the_pool() -> None:
+def test_attempts_skip_what_is_not_ready() -> None:
     attempts = Attempts((4, 7, 1, 9), budget(minimum=100), 10)
-    assert attempts.next(Fault.RESET, 0.0, [True, False, True, False]) == 1
-    assert attempts.next(Fault.RESET, 0.0, [True, False, True, False]) == -1
+    assert after(attempts, Fault.RESET, {1}.__contains__) == 1
+    assert after(attempts, Fault.RESET, {1}.__contains__) == -1
+    assert after(attempts, Fault.RESET, {7}.__contains__) == 7  # it is back meanwhile
+
+
+def test_the_rest_of_the_pool_comes_after_the_choices() -> None:
+    """Asked for anew each time, because the states change; nobody is tried twice."""
+    attempts = Attempts((4, 7), budget(minimum=100), 10)
+    asked: list[bool] = []
+
+    def rest(ready_only: bool) -> tuple[int, ...]:
+        asked.append(ready_only)
+        return (4, 7, 2, 3)
+
+    assert after(attempts, Fault.RESET, rest=rest) == 7
+    assert asked == []
+    assert after(attempts, Fault.RESET, rest=rest) == 2
+    assert after(attempts, Fault.BACKPRESSURE, rest=rest) == 3
+    assert after(attempts, Fault.RESET, rest=rest) == -1
+    assert asked == [False, True, False]  # one that is full gives no reason to ask the ill
 
 
 def test_a_try_that_cannot_be_made_costs_no_budget() -> None:
     spent = budget(minimum=1)
-    assert Attempts((4,), spent, 3).next(Fault.RESET, 0.0) == -1
-    assert Attempts((4, 5), spent, 1).next(Fault.RESET, 0.0) == -1
-    assert Attempts((4, 5), spent, 3).next(Fault.SERVER, 0.0) == -1
-    assert Attempts((4, 5), spent, 3).next(Fault.RESET, 0.0) == 5
-    assert Attempts((4, 5), spent, 3).next(Fault.RESET, 0.0) == -1
+    assert after(Attempts((4,), spent, 3), Fault.RESET) == -1
+    assert after(Attempts((4, 5), spent, 1), Fault.RESET) == -1
+    assert after(Attempts((4, 5), spent, 3), Fault.SERVER) == -1
+    assert after(Attempts((4, 5), spent, 3), Fault.RESET) == 5
+    assert after(Attempts((4, 5), spent, 3), Fault.RESET) == -1
+    assert after(Attempts((4,), spent, 3), Fault.RESET, rest=lambda ready_only: (5,)) == -1

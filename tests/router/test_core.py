@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.router.fleet import TURN, chat, config_of, idle, router_of, words
 from warmlane.router.config_load import from_data
 from warmlane.router.core import Router
+from warmlane.router.decide import LAST_RESORT
 from warmlane.router.errors import NoReplica
 from warmlane.router.types import (
     Decision,
@@ -50,13 +51,18 @@ class Tickets(RuleBasedStateMachine):
     @rule(model=st.sampled_from("ab"), size=st.integers(0, 3000), seed=st.integers(0, 3))
     def decide(self, model: str, size: int, seed: int) -> None:
         request = chat(words(size, seed) or None, model=model, max_tokens=size % 7 or None)
+        pool = self.router.pools[model]
+        ejected = {each.slot for each in pool if each.state is ReplicaState.EJECTED}
         try:
             decision = self.router.decide(request, self.now, size * TURN % 2**64)
         except NoReplica:
-            assert not any(self.router.pools[model].ready)
+            assert not any(pool.ready) and not ejected
             return
         assert decision.pool == model
-        assert all(self.router.pools[model].ready[slot] for slot in decision.choices)
+        if any(pool.ready):
+            assert all(pool.ready[slot] for slot in decision.choices)
+        else:
+            assert set(decision.choices) <= ejected and decision.fallback == LAST_RESORT
         assert decision.ticket not in [other.ticket for other in self.open + self.closed]
         self.open.append(decision)
         self.opened_at[decision.ticket] = self.now
@@ -67,11 +73,14 @@ class Tickets(RuleBasedStateMachine):
         if decision is None:
             return
         slot = data.draw(st.sampled_from(decision.choices) | st.integers(0, 2))
-        what = data.draw(st.sampled_from(["sent", "moved", "first", "progress"]))
+        what = data.draw(st.sampled_from(["sent", "moved", "rest", "first", "progress"]))
         if what == "sent":
             self.router.sent(decision.ticket, slot, self.now)
         elif what == "moved":
             self.router.moved(decision.ticket, slot, self.now)
+        elif what == "rest":
+            for other in self.router.rest(decision.ticket, self.now):
+                self.router.moved(decision.ticket, other, self.now)
         elif what == "first":
             self.router.first_token(decision.ticket, self.now)
         else:

@@ -12,6 +12,7 @@ from tests.router.fleet import chat, config_of, idle, router_of, words
 from warmlane import Router as PublicRouter
 from warmlane.router.config_load import from_data
 from warmlane.router.core import Router
+from warmlane.router.decide import LAST_RESORT
 from warmlane.router.errors import NoReplica, RequestError
 from warmlane.router.types import (
     Outcome,
@@ -73,11 +74,12 @@ def test_errors_of_the_library() -> None:
 
 
 def test_joining_replicas_wait_for_a_probe() -> None:
-    router = Router(config_of(1), joining=True)
-    with pytest.raises(NoReplica):
-        router.decide(chat(), 0.0, 1)
+    """Unless nobody else is there: then they are the last resort."""
+    router = Router(config_of(2), joining=True)
+    assert router.decide(chat(), 0.0, 1).fallback == LAST_RESORT
     router.pools["default"].set_state(0, ReplicaState.READY)
-    assert router.decide(chat(), 0.0, 1).choices == (0,)
+    decision = router.decide(chat(), 0.0, 1)
+    assert decision.choices == (0,) and decision.fallback == ""
 
 
 def test_the_library_needs_no_network_module() -> None:

@@ -62,6 +62,9 @@ def test_only_ready_ones() -> None:
     pool.drain("r2")
     assert choose(router) == ["r3"]
     pool.remove("r3", 0.0)
+    assert choose(router) == ["r0", "r1"], "the last resort"
+    pool.drain("r0")
+    pool.drain("r1")
     assert removed(router) == (503, {"ready": 3, "served": 0})
     pool.undrain("r2")
     assert choose(router) == ["r2"]
@@ -76,7 +79,7 @@ def test_served_by_model_and_adapter() -> None:
     assert sorted(choose(router, chat(model="a"))) == ["r0", "r2"]
     pool.set_models(2, ModelList(models=frozenset({"other"})))
     assert sorted(choose(router, chat(model="m"))) == ["r0", "r1"]
-    pool.set_state(0, ReplicaState.EJECTED)
+    pool.drain("r0")
     assert removed(router, chat(model="a"))[1] == {"ready": 1, "served": 2}
 
 
