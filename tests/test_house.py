@@ -101,6 +101,8 @@ IMPURE = {
 IMPURE_WHERE = {"warmlane.router.metrics_export": {"prometheus_client"}}
 # Third-party packages by the lowest floor that may use them.
 PACKAGES = {
+    "jinja2": 5,
+    "tokenizers": 5,
     "msgspec": 1,
     "yaml": 2,
     "prometheus_client": 4,
