@@ -82,6 +82,10 @@ class PoolConfig(Tree, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1)] | None,
         _note("KV cache of one replica when its metrics do not tell; null: index.capacity_tokens"),
     ] = None
+    tokenizer: Annotated[
+        str,
+        _note("token ids for exact matching: off, engine (its /tokenize), or a model's folder"),
+    ] = "off"
     policy: Annotated[
         str,
         _note("default, round-robin, least-requests, random, or a scorer that decides alone"),
@@ -204,6 +208,18 @@ class Probe(Tree, frozen=True, kw_only=True):
     models_interval_s: Annotated[Seconds, _note("time between two reads of /v1/models")] = 10.0
 
 
+class Tokens(Tree, frozen=True, kw_only=True):
+    """Token ids for exact matching, for pools that name a `tokenizer`."""
+
+    workers: Annotated[int, Meta(ge=1, le=64, description="threads that encode")] = 2
+    cache_bytes: Annotated[int, Meta(ge=0, description="memory of encoded pieces per pool")] = (
+        67_108_864
+    )
+    prefill_tokens_per_s: Annotated[
+        float, Meta(gt=0, description="cold prefill; a request waits for its ids 5 % of its own")
+    ] = 20_000.0
+
+
 class Index(Tree, frozen=True, kw_only=True):
     """The view of what each replica holds."""
 
@@ -246,6 +262,7 @@ class Config(Tree, frozen=True, kw_only=True):
     ejection: Annotated[Ejection, _note("passive ejection")] = Ejection()
     scrape: Annotated[Scrape, _note("metrics of the replicas")] = Scrape()
     probe: Annotated[Probe, _note("active probe")] = Probe()
+    tokens: Annotated[Tokens, _note("token ids for exact matching")] = Tokens()
     index: Annotated[Index, _note("view of the caches")] = Index()
     transfer_params: Annotated[
         Literal["reject", "strip"], _note("what to do with a client's *_transfer_params")

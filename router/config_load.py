@@ -90,11 +90,12 @@ def with_flags(
     policy: str | None = None,
     api_key_file: str | None = None,
     engine_api_key_file: str | None = None,
+    tokenizer: str | None = None,
 ) -> dict[str, Any]:
     """`data` with command-line flags laid over it; None and () leave a field alone.
 
-    Replicas join the first pool; policy and engine key apply to every pool, as the command line
-    knows none by name.
+    Replicas join the first pool; policy, engine key and tokenizer apply to every pool, as the
+    command line knows none by name.
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"config: must be a mapping of fields, not {_show(data)}")
@@ -106,7 +107,11 @@ def with_flags(
         given = {name: value for name, value in fields.items() if value is not None}
         if given:
             merged[node] = {**_mapping(merged.get(node), node), **given}
-    for_pools = {"policy": policy, "engine_api_key_file": engine_api_key_file}
+    for_pools = {
+        "policy": policy,
+        "engine_api_key_file": engine_api_key_file,
+        "tokenizer": tokenizer,
+    }
     given = {name: value for name, value in for_pools.items() if value is not None}
     if given or replicas:
         pools = merged.get("pools") or [{}]

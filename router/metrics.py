@@ -67,6 +67,8 @@ FAMILIES: Final = (
            "Cached tokens as told by the answers' usage."),
     Family("warmlane_hit_error_tokens_total", "counter", ("pool", "replica", "sign"),
            "Absolute difference of predicted and actual hit tokens; sign is over or under."),
+    Family("warmlane_token_requests_total", "counter", ("pool", "result"),
+           "Requests whose token ids were wanted, by what became of them."),
     Family("warmlane_retries_total", "counter", ("pool", "reason"),
            "Requests moved to the next choice of their decision before the first byte."),
     Family("warmlane_ejections_total", "counter", ("pool", "replica", "reason"),
@@ -257,6 +259,10 @@ class Metrics:
 
     def rejected(self, reason: str) -> None:
         self.count("warmlane_rejected_total", reason)
+
+    def tokens(self, pool: str, result: str) -> None:
+        """What became of the token ids of one request (docs/exact.md names the results)."""
+        self.count("warmlane_token_requests_total", pool, result)
 
     def fallback(self, pool: str, reason: str) -> None:
         self.count("warmlane_fallbacks_total", pool, reason)

@@ -41,6 +41,7 @@ class Replica:
         "slot",
         "spec",
         "state",
+        "token_features",
         "unwilling",
     )
 
@@ -55,6 +56,7 @@ class Replica:
         self.unwilling = False  # it says itself that it does not serve now
         self.load: LoadSnapshot | None = None
         self.models: ModelList | None = None
+        self.token_features = 0  # proven equal to our tokenizer: bits of token_jobs.bits_of
 
     def __repr__(self) -> str:
         return f"<Replica {self.name} slot {self.slot} {self.state.name}>"
@@ -174,7 +176,8 @@ class Pool:
         return self._names.get(name)
 
     def on_change(self, listener: Listener) -> None:
-        """Call `listener(event, replica)` after "added", "removed", "state" and "models"."""
+        """Call `listener(event, replica)` after a change: "added", "removed",
+        "state", "models" or "tokens"."""
         self._listeners.append(listener)
 
     def on_load(self, listener: LoadListener) -> None:
@@ -213,6 +216,13 @@ class Pool:
         replica.models = models
         self._changed("models", replica)
         return True
+
+    def set_token_features(self, slot: int, features: int) -> None:
+        """What was proven of a replica's tokenizer (bits); 0 until it is asked."""
+        replica = self.replicas[slot]
+        if replica is not None and replica.token_features != features:
+            replica.token_features = features
+            self._changed("tokens", replica)
 
     def update_load(self, slot: int, load: LoadSnapshot) -> None:
         """A scrape. What the engine counts beyond this router's own ledger is others' work.

@@ -140,6 +140,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--policy", f"how a replica is chosen: {_POLICIES}", metavar="NAME")
     option("--api-key-file", "keys that clients must show, one per line", metavar="FILE")
     option("--engine-api-key-file", "key for probes and scrapes of the replicas", metavar="FILE")
+    option(
+        "--tokenizer",
+        "token ids for exact matching: off, engine, or the folder of the model's tokenizer",
+        metavar="PATH",
+    )
     option("--zone", "zone of this router; replicas of the same zone are preferred")
     option("--debug-headers", "answer with x-warmlane-* headers to everybody", action="store_true")
     option("--drain-s", "longest wait for requests under way at SIGTERM (60)", type=float)
@@ -186,6 +191,7 @@ def config_from(args: argparse.Namespace) -> Config:
         policy=given.get("policy"),
         api_key_file=given.get("api_key_file"),
         engine_api_key_file=given.get("engine_api_key_file"),
+        tokenizer=given.get("tokenizer"),
     )
     for name in ("zone", "debug_headers"):
         if name in given:

@@ -7,6 +7,7 @@ feature whose probes differ is not used for exact matching on that engine. Never
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -255,3 +256,12 @@ PROBES: Final[tuple[Probe, ...]] = (
     ),
 )
 FEATURES: Final = frozenset(probe.feature for probe in PROBES)
+_BIT: Final = {feature: 1 << number for number, feature in enumerate(sorted(FEATURES))}
+
+
+def bits_of(features: Iterable[str]) -> int:
+    """Features as bits, so that a decision compares them with one operation a replica."""
+    bits = 0
+    for feature in features:
+        bits |= _BIT[feature]
+    return bits

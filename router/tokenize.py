@@ -85,9 +85,12 @@ class ModelTokens:
     the reason why they cannot be encoded here.
     """
 
-    def __init__(self, model: str, workers: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, model: str, workers: ThreadPoolExecutor, count: Callable[[str], None] | None = None
+    ) -> None:
         self.model = model
         self.results: Counter[str] = Counter()
+        self._count = count
         self.proofs: dict[str, Proof] = {}
         self._workers = workers
         self._in_hand = 0
@@ -109,7 +112,7 @@ class ModelTokens:
         """The ids, or None when they are late, unsupported or unproven (see `results`)."""
         usable = self.usable()
         if not usable or self._in_hand >= _IN_HAND:
-            self.results["late" if usable else "unproven"] += 1
+            self._tally("late" if usable else "unproven")
             return None
         self._in_hand += 1
         work = asyncio.ensure_future(self._find(kind, body, usable))
@@ -117,13 +120,18 @@ class ModelTokens:
         # Not cancelled when late: what is begun is finished, and the next turn finds it in memory.
         await asyncio.wait((work,), timeout=timeout_s)
         if not work.done():
-            self.results["late"] += 1
+            self._tally("late")
             return None
         if work.exception() is not None:
             return None  # counted by _done
         found = work.result()
-        self.results["exact" if found.whole else "exact_to_media"] += 1
+        self._tally("exact" if found.whole else "exact_to_media")
         return found
+
+    def _tally(self, result: str) -> None:
+        self.results[result] += 1
+        if self._count is not None:
+            self._count(result)
 
     def _done(self, work: asyncio.Future[Ids]) -> None:
         self._in_hand -= 1
@@ -131,11 +139,11 @@ class ModelTokens:
             return
         error = work.exception()
         if isinstance(error, Untranslatable):
-            self.results[error.reason] += 1
+            self._tally(error.reason)
         elif isinstance(error, EngineSilent):
-            self.results["engine_silent"] += 1
+            self._tally("engine_silent")
         elif error is not None:
-            self.results["bug"] += 1
+            self._tally("bug")
             log.error("event=tokenize_bug model=%s", self.model, exc_info=error)
 
     async def _find(self, kind: Kind, body: bytes, usable: frozenset[str]) -> Ids:
@@ -181,8 +189,14 @@ class ModelTokens:
 class LocalTokens(ModelTokens):
     """Ids from the model's own tokenizer and template, in worker threads of this process."""
 
-    def __init__(self, model: str, local: LocalTokenizer, workers: ThreadPoolExecutor) -> None:
-        super().__init__(model, workers)
+    def __init__(
+        self,
+        model: str,
+        local: LocalTokenizer,
+        workers: ThreadPoolExecutor,
+        count: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(model, workers, count)
         self.local = local
         self._content: ContentFormat | None = None
 
@@ -227,8 +241,15 @@ class EngineTokens(ModelTokens):
     max_bytes: size of the memory of answers, by digest of the request.
     """
 
-    def __init__(self, model: str, ask: Ask, workers: ThreadPoolExecutor, max_bytes: int) -> None:
-        super().__init__(model, workers)
+    def __init__(
+        self,
+        model: str,
+        ask: Ask,
+        workers: ThreadPoolExecutor,
+        max_bytes: int,
+        count: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(model, workers, count)
         self._ask = ask
         self._turn = 0
         self._known: OrderedDict[bytes, bytes] = OrderedDict()

@@ -30,6 +30,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         is none. Never logged.
     tokens: native-endian uint32 token ids as bytes, or None.
     max_tokens: the client's cap on output tokens, or None.
+    token_features: what has to be proven of a replica's tokenizer before `tokens` mean anything to
+        it (bits of `token_jobs.bits_of`); 0 when the client itself sent token ids.
     salt: `cache_salt` of the body, "" if none: requests with different salts never share a hit.
     session: session id (header or body), "" if none.
     subset: endpoints ("host:port") or replica names that the request must stay within, or None.
@@ -41,6 +43,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     prompt: bytes | None = None
     tokens: bytes | None = None
+    token_features: int = 0
     max_tokens: int | None = None
     salt: str = ""
     session: str = ""

@@ -48,12 +48,19 @@ async def fetch(
     headers: dict[str, str],
     timeout_s: float,
     max_bytes: int,
+    data: bytes | None = None,
 ) -> tuple[int, bytes]:
-    """(status, body) of one GET. EngineError: no answer in time, or one over max_bytes."""
+    """(status, body) of one GET, or of a POST of JSON `data`.
+
+    EngineError: no answer in time, or one over max_bytes.
+    """
     timeout = aiohttp.ClientTimeout(total=timeout_s)
+    method = "GET" if data is None else "POST"
+    if data is not None:
+        headers = {**headers, "Content-Type": "application/json"}
     try:
-        async with session.get(
-            url, headers=headers, timeout=timeout, allow_redirects=False
+        async with session.request(
+            method, url, headers=headers, data=data, timeout=timeout, allow_redirects=False
         ) as response:
             parts = bytearray()
             async for chunk in response.content.iter_chunked(_CHUNK):

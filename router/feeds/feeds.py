@@ -10,11 +10,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from warmlane.router.config import Config, PoolConfig
+from warmlane.router.errors import ConfigError
 from warmlane.router.feeds.client import engine_headers, open_session
 from warmlane.router.feeds.discovery import Watch, sources
 from warmlane.router.feeds.membership import Membership
@@ -23,6 +25,9 @@ from warmlane.router.feeds.scrape import Pace, Scraper
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.types import ReplicaSpec
+
+if TYPE_CHECKING:
+    from warmlane.router.feeds.tokens import TokenFeed
 
 log = logging.getLogger("warmlane.feeds")
 
@@ -55,6 +60,7 @@ class Feeds:
         self._headers: dict[str, dict[str, str]] = {}
         self._pace = Pace()
         self._session: aiohttp.ClientSession | None = None
+        self.tokens: TokenFeed | None = None  # where a pool names a tokenizer
         self._tasks: dict[tuple[str, str], list[asyncio.Task[None]]] = {}
         self._watches: dict[str, list[asyncio.Task[None]]] = {}
         self._ticker: asyncio.Task[None] | None = None
@@ -63,6 +69,10 @@ class Feeds:
         """ConfigError when an engine key is configured but cannot be read."""
         self._headers = _all_headers(self._config)
         self._session = open_session(self._config.timeouts.upstream_keepalive_s)
+        if any(pool.tokenizer != "off" for pool in self._config.pools):
+            self.tokens = _tokens()(
+                self.pools, self._config, self.metrics, self._session, self._headers
+            )
         for pool in self.pools.values():
             pool.on_change(partial(self._on_change, pool))
             for replica in pool:
@@ -82,6 +92,8 @@ class Feeds:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self.tokens is not None:
+            self.tokens.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -93,6 +105,8 @@ class Feeds:
         """
         headers = _all_headers(config)
         self._config, self._headers = config, headers
+        if self.tokens is not None:
+            self.tokens.headers = headers
         for name, membership in self.membership.items():
             membership.drain_s = config.timeouts.drain_s
             for task in self._watches.pop(name, []):
@@ -167,6 +181,9 @@ class Feeds:
             self._spawn(f"probe {replica.name}", prober.run),
             self._spawn(f"scrape {replica.name}", scraper.run),
         ]
+        if self.tokens is not None and pool.name in self.tokens.models:
+            prove = partial(self.tokens.prove, pool, replica)
+            self._tasks[key].append(self._spawn(f"tokens {replica.name}", prove))
 
     def _end(self, pool: Pool, replica: Replica) -> None:
         key = (pool.name, replica.name)
@@ -177,6 +194,18 @@ class Feeds:
 
     def _spawn(self, name: str, job: Job) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(_forever(name, job), name=name)
+
+
+def _tokens() -> type[TokenFeed]:
+    """The feed of token ids; its packages are optional. ConfigError: they are not installed."""
+    try:
+        found: type[TokenFeed] = import_module("warmlane.router.feeds.tokens").TokenFeed
+    except ImportError as error:
+        raise ConfigError(
+            f"pools: tokenizer: needs packages that are not installed ({error.name}): "
+            f"pip install 'warmlane[exact]'"
+        ) from error
+    return found
 
 
 async def _forever(name: str, job: Job) -> None:

@@ -42,6 +42,7 @@ class Engine:
         self.metrics_path = "/metrics"
         self.key = ""
         self.delay_s = 0.0
+        self.tokenize: Any = None  # body of POST /tokenize -> token ids; None: 404
         self.seen: dict[str, int] = {}
         self.gate = asyncio.Event()  # a stream waits here after its first token
         self.gate.set()
@@ -91,6 +92,11 @@ class Engine:
             return web.json_response(self.models, status=self.models_status)
         if path == "/v1/completions":
             return await self._stream(request)
+        if path == "/tokenize" and self.tokenize is not None:
+            if refused:
+                return web.json_response({"error": "Unauthorized"}, status=401)
+            ids = self.tokenize(await request.json())
+            return web.json_response({"count": len(ids), "tokens": ids})
         if path == self.metrics_path:
             return web.Response(body=self.metrics, status=self.metrics_status)
         return web.Response(status=404)
