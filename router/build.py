@@ -24,6 +24,7 @@ from warmlane.router.core import Router
 from warmlane.router.errors import ConfigError
 from warmlane.router.feeds.feeds import Feeds
 from warmlane.router.metrics_export import attach
+from warmlane.router.shadow import Shadow
 from warmlane.router.types import ReplicaState
 
 log = logging.getLogger("warmlane")
@@ -48,6 +49,7 @@ class Running:
         self.metrics = self.router.metrics
         self.feeds = Feeds(self.router.pools, config, self.metrics, monotonic)
         self.draining = False
+        self.shadow: Shadow | None = None  # of the face that serves, if it compares decisions
         self._maintenance: asyncio.Task[None] | None = None
         attach(self.metrics, self.router.pools, self._index_stats, monotonic)
 

@@ -29,6 +29,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("warmlane.router.serve", "run the standalone router (HTTP proxy)"),
+    "ext-proc": ("warmlane.router.ext_proc", "run the endpoint picker of Envoy-based gateways"),
     "fake-engine": ("warmlane.router.sim.server", "serve a modelled vLLM replica, no GPU needed"),
     "demo": ("warmlane.router.sim.demo", "four embedded replicas, warmlane against round robin"),
     "replay": ("warmlane.router.sim.replay", "replay a trace on a virtual clock, compare policies"),

@@ -125,6 +125,23 @@ FAMILIES: Final = (
     Family("warmlane_loop_lag_seconds", "gauge", (), "Latest lateness of the event loop's timer."),
     Family("warmlane_loop_lag_max_seconds", "gauge", (),
            "Greatest lateness of the event loop's timer since the previous scrape."),
+    # The Envoy face and shadow decisions
+    Family("warmlane_ext_proc_streams_total", "counter", ("end",),
+           "External processing streams that ended; end is done, refused, reset or error."),
+    Family("warmlane_ext_proc_open_streams", "gauge", (), "External processing streams now open."),
+    Family("warmlane_ext_proc_buffered_bytes", "gauge", (), "Request bodies held by open streams."),
+    Family("warmlane_ext_proc_protocol_errors_total", "counter", ("what",),
+           "Streams refused because a gateway's message could not be read or came out of turn."),
+    Family("warmlane_ext_proc_served_elsewhere_total", "counter", ("pool",),
+           "Requests that the gateway sent to another replica than the first choice."),
+    Family("warmlane_shadow_decisions_total", "counter", ("model", "agreed"),
+           "Decisions compared with the other side's; agreed is yes, no or unknown."),
+    Family("warmlane_shadow_prompt_tokens_total", "counter", ("model",),
+           "Prompt tokens of compared decisions."),
+    Family("warmlane_shadow_hit_tokens_total", "counter", ("model", "whose"),
+           "Hit tokens that the view predicts on the replica that ours or theirs chose."),
+    Family("warmlane_shadow_ttft_milliseconds_total", "counter", ("model", "whose"),
+           "Predicted time to the first token on the replica that ours or theirs chose."),
     Family("warmlane_build_info", "gauge", ("version",), "1; carries the version."),
 )  # fmt: skip
 
@@ -162,6 +179,8 @@ class Metrics:
         "_ttft",
         "client_connections",
         "counts",
+        "ext_proc_buffered_bytes",
+        "ext_proc_streams",
         "histograms",
         "hits",
         "leaked",
@@ -189,6 +208,8 @@ class Metrics:
         self.client_connections = 0  # set by the proxy
         self.upstream_connections = 0
         self.version = "unknown"  # set by the command that serves
+        self.ext_proc_streams = 0  # set by the Envoy face
+        self.ext_proc_buffered_bytes = 0
         self.loop_lag = 0.0
         self.loop_lag_max = 0.0
         self.renderer: Callable[[], Iterable[bytes]] | None = None  # see metrics_export.attach

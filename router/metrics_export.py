@@ -92,6 +92,8 @@ class RouterCollector(Collector):
             ],
             "warmlane_loop_lag_seconds": lambda: [((), metrics.loop_lag)],
             "warmlane_loop_lag_max_seconds": self._greatest_lag,
+            "warmlane_ext_proc_open_streams": lambda: [((), metrics.ext_proc_streams)],
+            "warmlane_ext_proc_buffered_bytes": lambda: [((), metrics.ext_proc_buffered_bytes)],
             "warmlane_build_info": lambda: [((metrics.version,), 1)],
         }
 

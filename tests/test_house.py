@@ -43,6 +43,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.proxy", 0),
     ("warmlane.router.sim", 0),
     ("warmlane.envoy", 0),
+    ("warmlane.envoy.proto", 0),
     ("warmlane.router.registry", 3),
     ("warmlane.router.requests", 3),
     ("warmlane.router.answers", 3),
@@ -70,6 +71,8 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.explain", 4),
     ("warmlane.router.admission", 4),
     ("warmlane.router.core", 4),
+    ("warmlane.router.predicted", 4),
+    ("warmlane.router.shadow", 4),
     ("warmlane.router.metrics", 4),
     ("warmlane.router.metrics_export", 4),
     ("warmlane.router.feeds.*", 5),
@@ -78,6 +81,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.sim.replay*", 6),
     ("warmlane.router.serve", 8),  # build, proxy and admin joined; a command
     ("warmlane.router.explain_cli", 8),
+    ("warmlane.router.ext_proc", 8),  # build, the Envoy face and admin joined; a command
     ("warmlane.router.proxy.*", 7),
     ("warmlane.envoy.*", 7),
     ("warmlane.router.sim.client", 7),
@@ -112,6 +116,8 @@ PACKAGES = {
     "uvloop": 6,
     "httptools": 7,
     "grpc": 7,
+    "cryptography": 7,
+    "google": 7,  # protobuf: tests and the conformance suite
     "rich": 8,
 }
 

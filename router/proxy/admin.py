@@ -11,6 +11,9 @@
     POST /admin/v1/explain                  a client's request body; ?path=/v1/chat/completions
     GET  /admin/v1/config                   the tree with all defaults
     POST /admin/v1/reload                   read the config file again
+    GET  /admin/v1/shadow                   choices compared with the other side's, by model
+    POST /admin/v1/shadow                   switch: {"mode": "active" | "shadow" | "least-requests",
+                                            "share": 0..1}, either or both
 
 Everything below /admin asks for the bearer token when one is configured. Without a token the port
 is bound to loopback only, and requests that a web page could have caused are refused: a foreign
@@ -40,6 +43,7 @@ from warmlane.router.feeds.membership import spec_dict
 from warmlane.router.metrics_export import CONTENT_TYPE
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.requests import parse
+from warmlane.router.shadow import Shadow
 from warmlane.router.types import JsonObject
 
 log = logging.getLogger("warmlane.admin")
@@ -88,6 +92,8 @@ class Admin:
                 web.post("/admin/v1/explain", self._explain),
                 web.get("/admin/v1/config", self._config),
                 web.post("/admin/v1/reload", self._do_reload),
+                web.get("/admin/v1/shadow", self._shadow),
+                web.post("/admin/v1/shadow", self._switch),
             ]
         )
         self._runner = web.AppRunner(
@@ -238,6 +244,28 @@ class Admin:
     async def _do_reload(self, request: web.Request) -> web.Response:
         del request
         return _json({"reloaded": True, "restart_needed": self._reload()})
+
+    async def _shadow(self, request: web.Request) -> web.Response:
+        del request
+        shadow = self._compared()
+        return _json({"mode": shadow.mode, "share": shadow.share, "models": shadow.report()})
+
+    async def _switch(self, request: web.Request) -> web.Response:
+        shadow, wanted = self._compared(), await _body(request)
+        if not wanted or wanted.keys() - {"mode", "share"}:
+            raise RequestError(400, "mode, share or both")
+        try:
+            shadow.switch(wanted.get("mode"), wanted.get("share"))
+        except (TypeError, ValueError) as error:
+            raise RequestError(400, str(error)) from error
+        log.info("event=switched mode=%s share=%g", shadow.mode, shadow.share)
+        return _json({"mode": shadow.mode, "share": shadow.share})
+
+    def _compared(self) -> Shadow:
+        shadow = self.running.shadow
+        if shadow is None:
+            _refuse(404, "this process compares no decisions", "not_found")
+        return shadow
 
 
 def describe(pool: Pool, replica: Replica, now: float) -> JsonObject:

@@ -1,0 +1,171 @@
+"""What all streams of one endpoint picker share: the router, the switch, addresses and bounds.
+
+Owned by the server's event loop. Never blocks and never awaits: a session asks, and gets an answer.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from typing import Final
+
+from warmlane.envoy.messages import DESTINATION, MODES, set_header
+from warmlane.router.config import Config
+from warmlane.router.core import Router
+from warmlane.router.pool import Pool, Replica
+from warmlane.router.predicted import Predicted
+from warmlane.router.requests import TransferParams
+from warmlane.router.shadow import Shadow
+from warmlane.router.types import Decision
+
+RANK_HEADER: Final = b"x-data-parallel-rank"
+
+
+class Way:
+    """How a gateway is told of one replica. address: "ip:port" as it goes on the wire."""
+
+    __slots__ = ("address", "endpoint", "mutation", "rank", "replica")
+
+    def __init__(self, replica: Replica, address: str) -> None:
+        self.replica = replica
+        self.address = address
+        self.endpoint = address.encode()
+        self.rank = replica.spec.rank
+        self.mutation = b"" if self.rank is None else set_header(RANK_HEADER, b"%d" % self.rank)
+
+
+class Ways:
+    """The ways to one pool's replicas, by slot; rebuilt when the pool changes."""
+
+    def __init__(self, pool: Pool, addresses: dict[str, str]) -> None:
+        self.pool = pool
+        self._addresses = addresses
+        self._version = 0
+        self.by_slot: list[Way | None] = []
+        self._by_address: dict[str, list[int]] = {}
+
+    def fresh(self) -> list[Way | None]:
+        """The ways by slot; None where a slot is free."""
+        if self._version != self.pool.version:
+            self._version = self.pool.version
+            self.rebuild()
+        return self.by_slot
+
+    def rebuild(self) -> None:
+        self.by_slot = [
+            None if each is None else Way(each, self._addresses.get(each.endpoint, each.endpoint))
+            for each in self.pool.replicas
+        ]
+        self._by_address = {}
+        for slot, way in enumerate(self.by_slot):
+            if way is not None:
+                self._by_address.setdefault(way.address, []).append(slot)
+
+    def slot_of(self, address: str, preferred: tuple[int, ...]) -> int:
+        """The slot at an address: one of `preferred` if it can be, -1 if nobody is there.
+
+        Ranks behind one address are told apart by what was chosen.
+        """
+        self.fresh()
+        slots = self._by_address.get(address)
+        if not slots:
+            return -1
+        return next((slot for slot in preferred if slot in slots), slots[0])
+
+    def names(self, entries: list[str]) -> set[str]:
+        """Replica names and endpoints that a subset's entries mean.
+
+        "ip:port" is that port alone; a bare IP means each of its ports.
+        """
+        found = set(entries)
+        ways = [way for way in self.fresh() if way is not None]
+        bare = {host(entry) for entry in entries if is_bare(entry)}
+        for way in ways:
+            if way.address in found or (bare and host(way.address) in bare):
+                found.add(way.replica.name)
+        return found
+
+
+class Picker:
+    """See the module."""
+
+    def __init__(self, router: Router, config: Config) -> None:
+        self.router = router
+        self.config = config
+        self.options = options = config.ext_proc
+        self.metrics = router.metrics
+        self.transfer_params: TransferParams = config.transfer_params
+        self.body_bytes = config.limits.body_bytes
+        self.buffered_most = config.limits.buffered_bytes
+        self.text_bytes = config.limits.answer_text_bytes
+        self.level = options.response_level
+        self.ordered = options.endpoints == "ordered"
+        self.subset = options.subset
+        self.test_headers = options.test_headers
+        self.body_mode = MODES[options.body_mode]
+        self.draining = False
+        self.buffered = 0  # bytes of bodies held by all streams
+        self.open = 0
+        self.rand = random.Random().getrandbits
+        self.predicted = Predicted(
+            router, options.prefill_tokens_per_s, options.output_tokens_per_s
+        )
+        self.shadow = Shadow(router, options.mode, options.share, options.prefill_tokens_per_s)
+        # Endpoints by name ("host:port") -> "ip:port"; filled by `addresses.Resolver`.
+        self.addresses: dict[str, str] = {}
+        self._ways = {name: Ways(pool, self.addresses) for name, pool in router.pools.items()}
+
+    def ways(self, pool: str) -> Ways:
+        return self._ways[pool]
+
+    def way(self, pool: str, slot: int) -> Way:
+        """The way to a slot that a decision named a moment ago."""
+        way = self._ways[pool].fresh()[slot]
+        assert way is not None, "a decision names members only"
+        return way
+
+    def endpoint(self, decision: Decision, first: Way) -> bytes:
+        """What the gateway is told: one address, or the ordered list by config.
+
+        A list names only replicas with the rank of the first: the rank header is one for all.
+        """
+        if not self.ordered or len(decision.choices) == 1:
+            return first.endpoint
+        ways = self._ways[decision.pool].fresh()
+        found: list[bytes] = []
+        for slot in decision.choices:
+            way = ways[slot]
+            if way is not None and way.rank == first.rank and way.endpoint not in found:
+                found.append(way.endpoint)
+        return b",".join(found)
+
+    def subset_of(self, entries: list[str]) -> frozenset[str]:
+        """The subset in the router's own names."""
+        found: set[str] = set()
+        for ways in self._ways.values():
+            found |= ways.names(entries)
+        return frozenset(found)
+
+    def readdressed(self) -> None:
+        """Addresses changed: ways are made anew."""
+        for ways in self._ways.values():
+            ways.rebuild()
+
+
+def host(address: str) -> str:
+    """The host of "host", "host:port", "[v6]:port" or a bare IPv6 address, without brackets."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address if address.count(":") != 1 else address.partition(":")[0]
+
+
+def is_bare(address: str) -> bool:
+    """An IP address without a port?"""
+    try:
+        ipaddress.ip_address(address.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+__all__ = ["DESTINATION", "Picker", "Way", "Ways", "host", "is_bare"]

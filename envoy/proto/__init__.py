@@ -1,0 +1,1 @@
+"""Envoy's messages by the protobuf library, for tests and the conformance suite alone."""

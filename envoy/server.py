@@ -1,0 +1,203 @@
+"""The endpoint picker as a server: transports, health, certificates, heartbeat, drain.
+
+Owns which transport runs and says so in the log. One loop, one thread. `start_server(running)` is
+for programs that embed it; `warmlane ext-proc` (router/ext_proc.py) is the command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from importlib import import_module
+from importlib.util import find_spec
+from time import monotonic
+from typing import Any, Final
+
+from warmlane.envoy.addresses import Resolver
+from warmlane.envoy.health import SERVICE, Health
+from warmlane.envoy.picker import Picker
+from warmlane.envoy.session import Session
+from warmlane.envoy.streams import Methods, Transport, TransportLimits
+from warmlane.envoy.tls import Tls
+from warmlane.envoy.transport_grpcio import start_grpcio
+from warmlane.router.build import Running
+from warmlane.router.config import Config, ExtProc
+from warmlane.router.errors import ConfigError
+
+log = logging.getLogger("warmlane.envoy")
+
+PROCESS: Final = f"/{SERVICE}/Process"
+_NATIVE: Final = "warmlane.envoy.transport_native"
+_TICK_S: Final = 0.05
+_RELOAD_EVERY: Final = 40  # ticks between two looks at the certificate's files
+_LOG_EVERY_S: Final = 60.0  # shadow report
+# A message carries a body of the largest size and its headers.
+_MESSAGE_MORE: Final = 1 << 20
+
+
+class PortTaken(OSError):
+    """An address cannot be listened on; the message names it."""
+
+
+class Server:
+    """A running endpoint picker. Made by `start_server`."""
+
+    def __init__(self, running: Running) -> None:
+        self.running = running
+        self.options: ExtProc = running.config.ext_proc
+        self.picker = Picker(running.router, running.config)
+        self.health = Health()
+        self.tls: Tls | None = None if self.options.insecure else Tls(self.options)
+        self.resolver = Resolver(self.picker)
+        self.transport: Transport | None = None
+        self.health_transport: Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticks = 0
+        self._log_at = monotonic() + _LOG_EVERY_S
+        running.shadow = self.picker.shadow
+
+    @property
+    def port(self) -> int:
+        """The bound ext_proc port."""
+        assert self.transport is not None, "started"
+        return self.transport.port
+
+    @property
+    def health_port(self) -> int:
+        """The bound port of the plaintext health service."""
+        assert self.health_transport is not None, "started"
+        return self.health_transport.port
+
+    async def start(self) -> None:
+        """Bind and serve. PortTaken; ConfigError: the wanted transport is not built."""
+        options = self.options
+        health = self.health.methods()
+        methods: Methods = {PROCESS: self._session, **health}
+        limits = limits_of(self.running.config)
+        self.resolver.look(monotonic())
+        await self.resolver.resolved()
+        self.transport = await _listen(
+            options.transport, methods, options.host, options.port, self.tls, limits
+        )
+        try:
+            # Probes are rare: the transport that is always there will do.
+            self.health_transport = await _listen(
+                "grpcio", health, options.host, options.health_port, None, limits
+            )
+        except BaseException:
+            await self.transport.close()
+            raise
+        log.info(
+            "event=ext_proc_started transport=%s port=%d tls=%s level=%d mode=%s",
+            self.transport.name,
+            self.port,
+            "off" if self.tls is None else "self-signed" if not options.tls_cert else "files",
+            options.response_level,
+            options.mode,
+        )
+        self._tick()
+
+    def _session(self, wake: Any) -> Session:
+        return Session(self.picker, wake)
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
+        now = monotonic()
+        self.picker.predicted.tick(now)
+        self.resolver.look(now)
+        self._ticks += 1
+        if self._ticks % _RELOAD_EVERY == 0:
+            self.reload_files()
+        if now >= self._log_at:
+            self._log_at = now + _LOG_EVERY_S
+            for line in self.picker.shadow.log_lines():
+                log.info("%s", line)
+
+    def reload_files(self) -> None:
+        """Take a changed certificate into use; a bad one is reported and ignored."""
+        try:
+            if self.tls is not None and self.tls.reload():
+                log.info("event=certificate_reloaded")
+        except ConfigError as error:
+            log.error('event=certificate_kept why="%s"', error)
+
+    async def drain(self, delay_s: float = 0.0, timeout_s: float | None = None) -> bool:
+        """NOT_SERVING at once; after `delay_s` GOAWAY, and streams finish. True: all did.
+
+        The delay is for gateways that learn by health checks: until then new streams are served.
+        """
+        self.picker.draining = True
+        self.health.set(draining=True)
+        await asyncio.sleep(delay_s)
+        assert self.transport is not None, "started"
+        limit = self.running.config.timeouts.drain_s if timeout_s is None else timeout_s
+        return await self.transport.drain(limit)
+
+    async def close(self) -> None:
+        """Cut what is left; may be called twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for transport in (self.transport, self.health_transport):
+            if transport is not None:
+                await transport.close()
+
+
+def limits_of(config: Config) -> TransportLimits:
+    """The bounds of a transport by the config."""
+    return TransportLimits(
+        streams=config.ext_proc.streams,
+        message_bytes=config.limits.body_bytes + _MESSAGE_MORE,
+        buffered_bytes=config.limits.buffered_bytes,
+        keepalive_s=config.ext_proc.keepalive_s,
+    )
+
+
+async def _listen(
+    name: str, methods: Methods, host: str, port: int, tls: Tls | None, limits: TransportLimits
+) -> Transport:
+    native = None if name == "grpcio" else _native()
+    if name == "native" and native is None:
+        raise ConfigError("ext_proc.transport: native is not built here; use auto or grpcio")
+    try:
+        if native is not None:
+            context = None if tls is None else tls.context
+            made: Transport = await native.start_native(
+                methods, host=host, port=port, tls=context, limits=_native_limits(native, limits)
+            )
+            return made
+        return await start_grpcio(methods, host=host, port=port, tls=tls, limits=limits)
+    except OSError as error:
+        raise PortTaken(f"{host}:{port}: {error.strerror or error}") from error
+
+
+def _native_limits(native: Any, limits: TransportLimits) -> Any:
+    return native.NativeLimits(
+        streams_per_connection=limits.streams,
+        message_bytes=limits.message_bytes,
+        stream_bytes=2 * limits.message_bytes,
+        held_bytes=limits.buffered_bytes,
+        keepalive_s=limits.keepalive_s,
+    )
+
+
+def _native() -> Any:
+    """The native transport's module; None where it is not built."""
+    if find_spec("warmlane._core.h2") is None or find_spec(_NATIVE) is None:
+        return None
+    module = import_module(_NATIVE)
+    why = module.why_missing()
+    if why:
+        log.info('event=native_transport_missing why="%s"', why)
+        return None
+    return module
+
+
+async def start_server(running: Running) -> Server:
+    """Serve `running` on `config.ext_proc`. PortTaken; ConfigError."""
+    server = Server(running)
+    try:
+        await server.start()
+    except BaseException:
+        await server.close()
+        raise
+    return server

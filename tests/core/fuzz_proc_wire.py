@@ -1,0 +1,79 @@
+"""Random, cut and damaged external processing messages through `_core.proc_wire`, with the twin.
+
+Meant to run on a build with sanitizers: python tests/core/fuzz_proc_wire.py --seconds 20 --seed 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.core import proc_messages
+from tests.core import twin_proc_wire as twin
+from warmlane._core import proc_wire as wire
+
+
+def damage(rng: random.Random, message: bytes) -> bytes:
+    data = bytearray(message)
+    for _ in range(rng.randint(0, 4)):
+        if not data:
+            break
+        at = rng.randrange(len(data))
+        move = rng.randrange(4)
+        if move == 0:
+            data[at] = rng.randrange(256)
+        elif move == 1:
+            del data[at:]
+        elif move == 2:
+            data[at:at] = rng.randbytes(rng.randint(1, 4))
+        else:
+            data += data[at : at + 40]
+    return bytes(data)
+
+
+def one_round(rng: random.Random) -> None:
+    message = damage(rng, proc_messages.request(rng).SerializeToString())
+    try:
+        expected = twin.receive(message)
+    except twin.WireError:
+        expected = None
+    try:
+        found = wire.receive(message)
+    except wire.WireError:
+        found = None
+    assert (found is None) == (expected is None), "accepted by one alone"
+    if found is not None and expected is not None:
+        for name in twin.FIELDS:
+            assert getattr(found, name) == getattr(expected, name), name
+    body = rng.randbytes(rng.choice((0, 1, 3000, 70_000)))
+    kind, last = rng.choice((4, 5)), rng.random() < 0.5
+    assert wire.pieces(kind, body, last) == twin.pieces(kind, body, last), "pieces"
+    mutation = wire.set_header(rng.randbytes(rng.randint(0, 300)), b"v" * rng.randint(0, 300))
+    given = (rng.randint(2, 7), b"1.2.3.4:5" * rng.randint(0, 300), rng.randint(-1, 99), mutation)
+    assert wire.answer(*given, body) == twin.answer(*given, body), "answer"
+    assert wire.immediate(503, mutation, body, b"d") == twin.immediate(503, mutation, body, b"d")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    end, rounds = time.monotonic() + options.seconds, 0
+    while time.monotonic() < end:
+        seed = options.seed * 1_000_003 + rounds
+        try:
+            one_round(random.Random(seed))
+        except AssertionError as error:
+            sys.exit(f"fuzz_proc_wire: {error} differs from the twin at round seed {seed}")
+        rounds += 1
+    print(f"fuzz_proc_wire: {rounds} rounds, no difference")
+
+
+if __name__ == "__main__":
+    main()
