@@ -38,6 +38,11 @@ def _load(field: Callable[[LoadSnapshot], float | None]) -> Callable[..., float 
     return read
 
 
+def _working_set(pool: Pool, replica: Replica) -> float | None:
+    capacity = pool.capacity_tokens(replica)
+    return pool.placed_tokens[replica.slot] / capacity if capacity else None
+
+
 # Families with one series a replica; None leaves the series out.
 _PER_REPLICA: Final[dict[str, Callable[[Pool, Replica, float], float | None]]] = {
     "warmlane_replica_ready": lambda _, replica, __: replica.state is ReplicaState.READY,
@@ -47,6 +52,12 @@ _PER_REPLICA: Final[dict[str, Callable[[Pool, Replica, float], float | None]]] =
     "warmlane_replica_inflight_prefill_tokens": (
         lambda pool, replica, _: pool.ledger.prefill_tokens[replica.slot]
     ),
+    "warmlane_replica_backlog_seconds": (
+        lambda pool, replica, _: pool.pace.backlog_s(
+            replica.slot, pool.backlog_tokens(replica.slot)
+        )
+    ),
+    "warmlane_replica_working_set_ratio": lambda pool, replica, _: _working_set(pool, replica),
     "warmlane_replica_waiting_requests": _load(lambda load: load.waiting),
     "warmlane_replica_running_requests": _load(lambda load: load.running),
     "warmlane_replica_kv_usage_ratio": _load(lambda load: load.kv_usage),

@@ -16,6 +16,7 @@ from warmlane._core.ledger import Ledger
 from warmlane.router.config import Limits, PoolConfig
 from warmlane.router.config_load import normal_spec
 from warmlane.router.errors import ConfigError
+from warmlane.router.pace import PrefillPace
 from warmlane.router.types import LoadSnapshot, ModelList, ReplicaSpec, ReplicaState
 
 Listener = Callable[[str, "Replica"], None]
@@ -90,6 +91,7 @@ class Pool:
         self.foreign_waiting = array("d")
         self.foreign_tokens = array("d")
         self.has_foreign = False
+        self.pace = PrefillPace()
         self.mean_uncached_tokens = _FOREIGN_TOKENS
         self._faded_at: float | None = None
         self._limit = limits.replicas
@@ -127,6 +129,7 @@ class Pool:
         others = [self.placed_tokens[each.slot] for each in self]
         self.placed_tokens[slot] = min(others, default=0.0)
         replica = Replica(spec, slot, self.initial)
+        self.pace.forget(slot)
         self.replicas[slot] = self._names[spec.name] = replica
         self.ready[slot] = self.initial is ReplicaState.READY
         self._changed("added", replica)
@@ -240,6 +243,7 @@ class Pool:
         self.foreign_waiting[slot] = waiting
         self.foreign_tokens[slot] = waiting * self.mean_uncached_tokens
         self.kv_usage[slot] = min(1.0, max(0.0, load.kv_usage))
+        self.pace.heard(slot, previous, load, self.backlog_tokens(slot) > 0)
         if load.asleep != (previous is not None and previous.asleep):
             self.ready[slot] = replica.state is ReplicaState.READY and not load.asleep
             self._changed("state", replica)
@@ -252,6 +256,18 @@ class Pool:
         """Age of the last scrape, None without one."""
         replica = self.replicas[slot]
         return None if replica is None or replica.load is None else now - replica.load.taken_at
+
+    def backlog_tokens(self, slot: int) -> float:
+        """Uncached prompt tokens that wait there or are being computed, others' work included."""
+        return self.ledger.prefill_tokens[slot] + self.foreign_tokens[slot]
+
+    def capacity_tokens(self, replica: Replica) -> int | None:
+        """KV cache of a replica: its spec, its metrics, the pool's config; None: nobody tells."""
+        load = replica.load
+        told = None
+        if load is not None and load.num_blocks and load.block_size:
+            told = load.num_blocks * load.block_size
+        return replica.spec.capacity_tokens or told or self.config.capacity_tokens
 
     # For the decision
 
@@ -304,6 +320,7 @@ class Pool:
             raise ConfigError(f"pool {self.name!r}: {self._limit} replicas: limits.replicas")
         self.replicas.append(None)
         self.ready.append(0)
+        self.pace.add()
         for column in (
             self.kv_usage,
             self.placed_tokens,

@@ -119,12 +119,8 @@ class CacheView:
         return float(self._config.block_tokens)
 
     def capacity_tokens(self, replica: Replica) -> int | None:
-        """KV cache of a replica: its spec, its metrics, its pool's config; None: nobody tells."""
-        load = replica.load
-        told = None
-        if load is not None and load.num_blocks and load.block_size:
-            told = load.num_blocks * load.block_size
-        return replica.spec.capacity_tokens or told or self.pool.config.capacity_tokens
+        """KV cache of a replica; None: nobody tells."""
+        return self.pool.capacity_tokens(replica)
 
     @property
     def bytes_used(self) -> int:

@@ -25,7 +25,7 @@ def parsed(text: str) -> Series:
 
 @pytest.fixture
 def pool() -> Pool:
-    pool = Pool(PoolConfig(name="chat"))
+    pool = Pool(PoolConfig(name="chat", capacity_tokens=2000))
     pool.add(ReplicaSpec(url="http://10.0.0.1:8000"), 0.0)
     pool.add(ReplicaSpec(url="http://10.0.0.2:8000", name='we"ird\\na\nme'), 0.0)
     pool.set_state(1, ReplicaState.EJECTED)
@@ -36,6 +36,8 @@ def pool() -> Pool:
         ),
     )
     pool.ledger.open(0, 500, 700, 0.0)
+    pool.placed(0, 500)
+    pool.pace.tokens_per_s[0] = 1000
     return pool
 
 
@@ -104,6 +106,11 @@ def test_values(metrics: Metrics, pool: Pool) -> None:
     assert value(series, "warmlane_replicas", pool="chat", state="ejected") == 1
     assert value(series, "warmlane_replica_inflight_requests", **one) == 1
     assert value(series, "warmlane_replica_inflight_prefill_tokens", **one) == 500
+    # 500 tokens of its own, and three waiting ones of others at the mean of a request
+    waiting = 500 + 3 * pool.mean_uncached_tokens
+    backlog = value(series, "warmlane_replica_backlog_seconds", **one)
+    assert backlog == pytest.approx(waiting / 1000, rel=0.01)
+    assert value(series, "warmlane_replica_working_set_ratio", **one) == 0.25
     assert value(series, "warmlane_replica_scrape_age_seconds", **one) == 10
     assert value(series, "warmlane_replica_kv_usage_ratio", **one) == 0.25
     assert value(series, "warmlane_engine_prefix_hit_tokens_total", **one) == 40
