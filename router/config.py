@@ -87,6 +87,10 @@ class PoolConfig(Tree, frozen=True, kw_only=True):
         str,
         _note("token ids for exact matching: off, engine (its /tokenize), or a model's folder"),
     ] = "off"
+    kv_events: Annotated[
+        str,
+        _note("events of the KV caches: off, auto (engines tell where), or EVENTS[,REPLAY]"),
+    ] = "off"
     policy: Annotated[
         str,
         _note("default, round-robin, least-requests, random, or a scorer that decides alone"),
@@ -243,6 +247,11 @@ class Index(Tree, frozen=True, kw_only=True):
     bytes_per_token: Annotated[
         float, Meta(ge=0.5, le=64, description="first guess, then learned from answers")
     ] = 4.0
+    exact_bytes: Annotated[
+        int, Meta(ge=0, description="memory of the view by engine events per pool; 0: no cap")
+    ] = 1_073_741_824
+    cpu_worth: Annotated[Share, _note("worth of a token cached in cpu memory, in gpu tokens")] = 0.8
+    disk_worth: Annotated[Share, _note("worth of a token cached further away")] = 0.4
     output_tokens: Annotated[Count, _note("guess of the answer's length; then learned")] = 256
 
 

@@ -16,6 +16,7 @@ import msgspec
 import yaml
 
 from warmlane.router.config import Config, ModelConfig, PoolConfig
+from warmlane.router.config_events import check_events
 from warmlane.router.errors import ConfigError
 from warmlane.router.types import ReplicaSpec
 
@@ -91,11 +92,12 @@ def with_flags(
     api_key_file: str | None = None,
     engine_api_key_file: str | None = None,
     tokenizer: str | None = None,
+    kv_events: str | None = None,
 ) -> dict[str, Any]:
     """`data` with command-line flags laid over it; None and () leave a field alone.
 
-    Replicas join the first pool; policy, engine key and tokenizer apply to every pool, as the
-    command line knows none by name.
+    Replicas join the first pool; policy, engine key, tokenizer and events apply to every pool, as
+    the command line knows none by name.
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"config: must be a mapping of fields, not {_show(data)}")
@@ -111,6 +113,7 @@ def with_flags(
         "policy": policy,
         "engine_api_key_file": engine_api_key_file,
         "tokenizer": tokenizer,
+        "kv_events": kv_events,
     }
     given = {name: value for name, value in for_pools.items() if value is not None}
     if given or replicas:
@@ -142,6 +145,8 @@ def normal_spec(spec: ReplicaSpec, where: str = "replica") -> ReplicaSpec:
     """`spec` with its default name ("host:port", "#rank" appended) and a bare origin as URL."""
     host, port, scheme = split_url(spec.url, f"{where}.url")
     endpoint = f"{host}:{port}"
+    if spec.kv_events:
+        check_events(spec.kv_events, f"{where}.kv_events")
     name = spec.name or (endpoint if spec.rank is None else f"{endpoint}#{spec.rank}")
     return msgspec.structs.replace(spec, url=f"{scheme}://{endpoint}", name=name)
 
@@ -194,6 +199,12 @@ def _check_pool(pool: PoolConfig, where: str, config: Config) -> None:
             f"{where}.scorers: {_show(pool.scorers)}: policy {pool.policy!r} brings its own;"
             " set one of the two"
         )
+    check_events(pool.kv_events, f"{where}.kv_events")
+    for spec in pool.replicas if pool.kv_events == "off" else ():
+        if spec.kv_events not in ("", "off"):
+            raise ConfigError(
+                f"{where}.kv_events: 'off': replica {spec.name!r} has events; say auto here"
+            )
     if pool.engine_api_key_file and pool.engine_api_key_env:
         raise ConfigError(
             f"{where}.engine_api_key_env: {_show(pool.engine_api_key_env)}:"

@@ -23,6 +23,7 @@ from warmlane.router.config import Config
 from warmlane.router.config_load import checked
 from warmlane.router.explain import Explanation, explain
 from warmlane.router.lane import Lane, Prepared
+from warmlane.router.lane_exact import ExactLane
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.prefix import prefix_key
@@ -117,7 +118,8 @@ class Router:
         for number, pool_config in enumerate(config.pools):
             parts = build_parts(pool_config, f"pools[{number}]")
             pool = Pool(pool_config, config.limits, stale_s=config.scrape.stale_s, initial=initial)
-            lane = Lane(number, pool, parts, config, self.metrics)
+            kind = Lane if pool_config.kv_events == "off" else ExactLane
+            lane = kind(number, pool, parts, config, self.metrics)
             self.pools[pool.name] = pool
             self.lanes[pool.name] = lane
             self._by_number.append(lane)

@@ -27,12 +27,17 @@ class ScoreLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the table. order 0 is the choice; None: filtered out or beyond the choices."""
+    """One row of the table. order 0 is the choice; None: filtered out or beyond the choices.
+
+    view: where its hits come from; view_note: why not from its events, or how they are spread.
+    """
 
     replica: str
     url: str
     state: str
     removed_by: str = ""
+    view: str = ""
+    view_note: str = ""
     hit_blocks: int = 0
     hit_tokens: int = 0
     trust: float = 1.0
@@ -84,12 +89,15 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
     lines = _score_lines(decider, prepared) if nobody is None and decider.needs_hits else {}
     scored = bool(lines) and not fallback
     waiting = candidates.waiting
+    said = [lane.view.said(slot, prepared.request, target.adapter) for slot in range(len(pool))]
     table = [
         ReplicaLine(
             replica=each.name,
             url=each.spec.url,
             state=each.state.name,
             removed_by=removed_by.get(slot, ""),
+            view=said[slot][0] if view != "none" else "none",
+            view_note=said[slot][1],
             hit_blocks=lane.view.hit_blocks(slot) if view != "none" else 0,
             hit_tokens=int(candidates.hit_tokens[slot]),
             trust=lane.view.trust.factors[slot],

@@ -56,6 +56,8 @@ class _Open(msgspec.Struct, eq=False, gc=False):
 class Lane:
     """Decisions and tickets of one pool. `number` is in the high bits of its tickets."""
 
+    view_type: type[CacheView] = CacheView
+
     def __init__(
         self, number: int, pool: Pool, parts: Parts, config: Config, metrics: Metrics
     ) -> None:
@@ -63,7 +65,7 @@ class Lane:
         self.pool = pool
         self._name = pool.name
         self.decider = Decider(pool, parts, config.zone)
-        self.view = CacheView(pool, config.index, config.limits.replicas)
+        self.view = self.view_type(pool, config.index, config.limits.replicas)
         self.output_tokens = float(config.index.output_tokens)
         self._uses_view = self.decider.needs_hits and config.index.view != "none"
         self._metrics = metrics

@@ -50,10 +50,11 @@ def prefix_key(
 ) -> PrefixKey:
     """The prefix key of a request for a model (as the engine knows it) and adapter ("" for none).
 
-    block_bytes: 1 to 232, for text; block_tokens: for prompts of token ids.
+    block_bytes: 1 to 232, for text; block_tokens: for prompts of token ids. A text prompt whose
+    ids are known too keeps its text key: the ids are for the exact view.
     """
     tokens = request.tokens
-    if tokens is not None:
+    if tokens is not None and request.prompt is None:
         root = root_key(model, adapter, request.salt)
         keys = token_keys(root, tokens, block_tokens)
         return PrefixKey(keys, "tokens", len(tokens) >> 2, block_tokens, root)

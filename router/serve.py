@@ -145,6 +145,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "token ids for exact matching: off, engine, or the folder of the model's tokenizer",
         metavar="PATH",
     )
+    option(
+        "--kv-events",
+        "events of the engines' KV caches: off, auto (ask the engines) or EVENTS[,REPLAY]",
+        metavar="ENDPOINT",
+    )
     option("--zone", "zone of this router; replicas of the same zone are preferred")
     option("--debug-headers", "answer with x-warmlane-* headers to everybody", action="store_true")
     option("--drain-s", "longest wait for requests under way at SIGTERM (60)", type=float)
@@ -192,6 +197,7 @@ def config_from(args: argparse.Namespace) -> Config:
         api_key_file=given.get("api_key_file"),
         engine_api_key_file=given.get("engine_api_key_file"),
         tokenizer=given.get("tokenizer"),
+        kv_events=given.get("kv_events"),
     )
     for name in ("zone", "debug_headers"):
         if name in given:

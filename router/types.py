@@ -64,6 +64,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rank: int | None = None
     zone: str = ""
     labels: dict[str, str] = {}
+    kv_events: str = ""  # in place of its pool's: off, auto, or EVENTS[,REPLAY]
     capacity_tokens: int | None = None  # overrides what the engine's metrics say
 
 

@@ -19,7 +19,7 @@ from warmlane.router.index import ApproximateIndex
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.prefix import PrefixKey
 from warmlane.router.trust import BytesPerToken, Trust
-from warmlane.router.types import LoadSnapshot
+from warmlane.router.types import LoadSnapshot, Request
 
 log = logging.getLogger("warmlane.view")
 
@@ -85,6 +85,11 @@ class CacheView:
     def hit_blocks(self, slot: int) -> int:
         """Blocks that the last `match` found there."""
         return self._hits[slot] if slot < len(self._hits) else 0
+
+    def said(self, slot: int, request: Request, adapter: str) -> tuple[str, str]:
+        """Which view speaks for this replica, and for `explain` what there is to say about it."""
+        del slot, request, adapter
+        return "approximate", ""
 
     # What was sent and answered
 

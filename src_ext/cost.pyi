@@ -54,6 +54,28 @@ def hit_tokens(
     An engine always computes the last prompt token (vLLM: a hit is at most prompt - 1 tokens).
     """
 
+def whole_tokens(blocks: _Ints, tokens_per_block: float, out: _Ints) -> None:
+    """blocks * tokens_per_block, cut to whole tokens ('i')."""
+
+def tier_tokens(
+    gpu: _Ints,
+    cpu: _Ints,
+    any_tier: _Ints,
+    soon: _Ints,
+    sizes: _Ints,
+    size: int,
+    limit: int,
+    cpu_worth: float,
+    disk_worth: float,
+    out: _Ints,
+) -> None:
+    """Tokens that a hit is worth, where `sizes` is `size`; other slots of `out` stay ('i').
+
+    size * (gpu + cpu_worth * (cpu - gpu) + disk_worth * (any_tier - cpu)), or size * soon where
+    that is more; each count at most `limit` blocks. The counts never fall from gpu to any_tier
+    (`RadixTree.match`). soon: blocks that are being computed there.
+    """
+
 def count(mask: _Ints) -> int:
     """Number of kept slots."""
 

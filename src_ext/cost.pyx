@@ -122,6 +122,53 @@ def hit_tokens(blocks, double tokens_per_block, double prompt_tokens, trust, out
         give_back(&scope)
 
 
+def whole_tokens(blocks, double tokens_per_block, out):
+    cdef Scope scope
+    cdef Column source, target
+    cdef Py_ssize_t at
+    scope.held = 0
+    try:
+        borrow_out(&scope, out, b"i", &target)
+        borrow(&scope, blocks, b"i", &source)
+        long_enough(&source, target.size, "blocks")
+        for at in range(target.size):
+            (<int32_t*>target.data)[at] = <int32_t>(item(&source, at) * tokens_per_block)
+    finally:
+        give_back(&scope)
+
+
+def tier_tokens(gpu, cpu, any_tier, soon, sizes, int32_t size, int32_t limit, double cpu_worth,
+                double disk_worth, out):
+    cdef Scope scope
+    cdef Column near, middle, far, ahead, kinds, target
+    cdef Py_ssize_t at
+    cdef double fast, slow, slowest
+    scope.held = 0
+    try:
+        borrow_out(&scope, out, b"i", &target)
+        borrow(&scope, gpu, b"i", &near)
+        borrow(&scope, cpu, b"i", &middle)
+        borrow(&scope, any_tier, b"i", &far)
+        borrow(&scope, soon, b"i", &ahead)
+        borrow(&scope, sizes, b"i", &kinds)
+        long_enough(&ahead, target.size, "soon")
+        long_enough(&near, target.size, "gpu")
+        long_enough(&middle, target.size, "cpu")
+        long_enough(&far, target.size, "any_tier")
+        long_enough(&kinds, target.size, "sizes")
+        for at in range(target.size):
+            if (<int32_t*>kinds.data)[at] != size:
+                continue
+            fast = min(item(&near, at), <double>limit)
+            slow = min(item(&middle, at), <double>limit)
+            slowest = min(item(&far, at), <double>limit)
+            fast += (slow - fast) * cpu_worth + (slowest - slow) * disk_worth
+            fast = max(fast, min(item(&ahead, at), <double>limit))
+            (<int32_t*>target.data)[at] = <int32_t>(fast * size)
+    finally:
+        give_back(&scope)
+
+
 def count(mask):
     cdef Scope scope
     cdef Column kept

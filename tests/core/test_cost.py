@@ -252,3 +252,31 @@ def test_blend_may_write_into_its_input() -> None:
     ):
         with pytest.raises(ValueError, match="col"):
             call()
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 900)] * 4, st.sampled_from([-1, 0, 16, 32])), max_size=9),
+    st.sampled_from([16, 32]),
+    st.integers(0, 1000),
+    st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    st.floats(0.1, 60),
+)
+def test_tokens_of_exact_views(
+    rows: list[tuple[int, int, int, int, int]],
+    size: int,
+    limit: int,
+    worth: tuple[float, float],
+    per_block: float,
+) -> None:
+    counts = [(gpu, gpu + more, gpu + more + far) for gpu, more, far, _, _ in rows]
+    columns = [array("i", [row[at] for row in counts]) for at in range(3)]
+    booked = array("i", [row[3] for row in rows])
+    sizes = array("i", [row[4] for row in rows])
+    out = array("i", bytes(4 * len(rows)))
+    cost.whole_tokens(booked, per_block, out)
+    expected = twin_cost.whole_tokens(booked, per_block)
+    assert list(out) == expected
+    cost.tier_tokens(*columns, booked, sizes, size, limit, *worth, out)
+    assert list(out) == twin_cost.tier_tokens(counts, booked, sizes, size, limit, worth, expected)
+    with pytest.raises(ValueError, match="1 are needed"):
+        cost.whole_tokens(array("i"), 1.0, array("i", [0]))

@@ -89,3 +89,25 @@ def excess(col: Values, mask: Sequence[int], factor: float, limit: float) -> lis
 
 def blend(col: Values, factor: float, other: Values, other_factor: float) -> list[float]:
     return [factor * a + other_factor * b for a, b in zip(col, other, strict=False)]
+
+
+def whole_tokens(blocks: Sequence[int], tokens_per_block: float) -> list[int]:
+    return [int(each * tokens_per_block) for each in blocks]
+
+
+def tier_tokens(
+    counts: Sequence[tuple[int, int, int]],
+    soon: Sequence[int],
+    sizes: Sequence[int],
+    size: int,
+    limit: int,
+    worth: tuple[float, float],
+    out: Sequence[int],
+) -> list[int]:
+    found = list(out)
+    for at, (gpu, cpu, any_tier) in enumerate(counts):
+        near, middle, far = (min(each, limit) for each in (gpu, cpu, any_tier))
+        if sizes[at] == size:
+            slower = (middle - near) * worth[0] + (far - middle) * worth[1]
+            found[at] = int(max(near + slower, min(soon[at], limit)) * size)
+    return found

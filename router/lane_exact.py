@@ -1,0 +1,173 @@
+"""A lane whose pool hears its engines' events: exact hits where they are complete. Floor 4.
+
+Joins the two views of one pool. Each decision looks replicas up in the exact view where its events
+are trusted and the request's token ids are known, and in the record of what was sent elsewhere; all
+hits are tokens. The record goes on for every replica, so that it can take over at any time.
+
+A pool without events has a plain `Lane` and pays for nothing of this.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final, TypeAlias, cast
+
+import msgspec
+
+from warmlane._core import cost
+from warmlane._core.hashing import KeyArray
+from warmlane._core.ledger import TICKET_BITS
+from warmlane.router.candidates import CandidateColumns
+from warmlane.router.config import Index
+from warmlane.router.exact import ExactView
+from warmlane.router.lane import Lane, Prepared
+from warmlane.router.pool import Pool
+from warmlane.router.prefix import PrefixKey
+from warmlane.router.types import Decision, Outcome, Request
+from warmlane.router.view import CacheView
+
+_TICKET_MASK: Final = (1 << TICKET_BITS) - 1
+_CUT: Final = 1.5
+
+# Hit tokens by slot, the request's chains by block size, and how many tokens it has.
+Found: TypeAlias = "tuple[array[int], dict[int, KeyArray], int]"
+
+
+class MixedView(CacheView):
+    """The record of what was sent, and what engines say they hold.
+
+    found: of the request that is being decided; None when nobody can be looked up exactly.
+    """
+
+    def __init__(self, pool: Pool, config: Index, max_replicas: int) -> None:
+        super().__init__(pool, config, max_replicas)
+        self.exact = ExactView(
+            pool,
+            max_replicas,
+            config.exact_bytes,
+            cpu_worth=config.cpu_worth,
+            disk_worth=config.disk_worth,
+        )
+        self.exact.on_cleared = self._on_cleared
+        self.found: Found | None = None
+
+    def find(self, key: PrefixKey, request: Request, adapter: str) -> None:
+        """Look the request up in both views."""
+        self.found = None
+        tokens = request.tokens
+        if not self.exact.trusted or tokens is None or key.unit == "none":
+            return
+        booked, each = super().blocks_of(key), self.block_tokens(key.unit)
+        hits, chains = self.exact.hits(request, adapter, booked, each)
+        self.found = hits, chains, len(tokens) // 4
+
+    def lengths(self, key: PrefixKey) -> tuple[float, float]:
+        tokens, each = super().lengths(key)
+        if self.found is None:
+            return tokens, each
+        count = float(self.found[2])
+        # Ids may end before the first image: then the estimate of the whole is much greater.
+        return tokens if tokens > _CUT * count else count, 1.0
+
+    def blocks_of(self, key: PrefixKey) -> array[int] | None:
+        return super().blocks_of(key) if self.found is None else self.found[0]
+
+    def match(self, key: PrefixKey, candidates: CandidateColumns) -> None:
+        if self.found is None:
+            super().match(key, candidates)
+            return
+        column = array("d", bytes(8 * len(self.found[0])))
+        prompt_tokens = candidates.prompt_tokens
+        cost.hit_tokens(self.found[0], 1.0, prompt_tokens, self.trust.factors, column)
+        candidates.hit_tokens = column
+
+    def said(self, slot: int, request: Request, adapter: str) -> tuple[str, str]:
+        why = self.exact.why(slot)
+        if why is None:
+            return "approximate", "no events"
+        if why:
+            return "approximate", why
+        if request.tokens is None:
+            return "approximate", "token ids are not known"
+        if not self.exact.decides(slot, request.token_features):
+            return "approximate", "its tokenizer is not proven equal"
+        gpu, cpu, far = self.exact.tiers(request, adapter, slot)
+        return "exact", f"gpu {gpu}, cpu {cpu - gpu}, disk {far - cpu} tokens"
+
+    @property
+    def bytes_used(self) -> int:
+        return super().bytes_used + self.exact.bytes_used
+
+    @property
+    def blocks(self) -> int:
+        return super().blocks + self.exact.tree.blocks
+
+    def is_free(self, slot: int) -> bool:
+        return super().is_free(slot) and self.exact.is_free(slot)
+
+    def _on_cleared(self, slot: int, restarted: bool) -> None:
+        """Its events say that the cache is empty: what was sent there is gone as well."""
+        if restarted:
+            self.trust.reset(slot)
+        for index in self._indexes.values():
+            index.clear(slot)
+
+
+class ExactLane(Lane):
+    """Decisions of a pool with events."""
+
+    view_type = MixedView
+
+    @property
+    def mixed(self) -> MixedView:
+        """The view, with its type."""
+        return cast(MixedView, self.view)
+
+    def look(self, prepared: Prepared, now: float) -> tuple[float, str]:
+        view = self.mixed
+        fresh = view.found is None and self._uses_view
+        if fresh:
+            view.find(prepared.key, prepared.request, prepared.target.adapter)
+        exact = view.found is not None
+        tokens, name = super().look(prepared, now)
+        if fresh:
+            view.found = None
+        return tokens, "exact" if exact else name
+
+    def decide(self, prepared: Prepared, now: float, rand: int) -> Decision:
+        view = self.mixed
+        if self._uses_view:
+            view.find(prepared.key, prepared.request, prepared.target.adapter)
+        found = view.found
+        try:
+            decision = super().decide(prepared, now, rand)
+        finally:
+            view.found = None
+        if found is None:
+            return decision
+        exact = view.exact
+        exact.opened(decision.ticket & _TICKET_MASK, found[1])
+        if exact.decides(decision.choices[0], prepared.request.token_features):
+            decision = msgspec.structs.replace(decision, view="exact")
+        return decision
+
+    def sent(self, ticket: int, slot: int, now: float) -> None:
+        super().sent(ticket, slot, now)
+        number = ticket & _TICKET_MASK
+        opened = self._open.get(number)
+        if opened is not None and opened.sent_to == slot:
+            self.mixed.exact.sent(number, slot, now)
+
+    def first_token(self, ticket: int, now: float) -> float:
+        self.mixed.exact.settled(ticket & _TICKET_MASK, now)
+        return super().first_token(ticket, now)
+
+    def close(self, ticket: int, outcome: Outcome, now: float) -> bool:
+        self.mixed.exact.settled(ticket & _TICKET_MASK, now)
+        return super().close(ticket, outcome, now)
+
+    def maintain(self, now: float, older_than: float, budget_us: int) -> bool:
+        exact = self.mixed.exact
+        remains = super().maintain(now, older_than, budget_us)
+        exact.keep_only(self._open, now)
+        return exact.maintain(now, budget_us) or remains
