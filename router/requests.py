@@ -56,6 +56,7 @@ BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 LENIENT_BYTES: Final = 4 << 20
 # Where the fields of a multipart form are looked for: the first and last so many bytes.
 FORM_BYTES: Final = 65536
+_PRIORITY_DIGITS: Final = 18  # so many fit 64 bits, as for the body's priority
 
 _raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -85,8 +86,8 @@ def parse(
 ) -> tuple[Request, bytes]:
     """The request, and the body to send on (the same object unless something was cut out).
 
-    headers: names in lower case; read are content-type, content-encoding, x-session-id and, with
-    trust_subset (the listener is not open to clients), x-warmlane-subset.
+    headers: names in lower case; read are content-type, content-encoding, x-session-id,
+    x-vllm-priority and, with trust_subset (the listener is not open to clients), x-warmlane-subset.
     prompt_bytes: canonical prompt bytes kept at most; what is beyond is not hashed.
     Raises RequestError: 400 for a body on a path with a prompt that is no JSON object, and on any
     path for transfer parameters (with "reject"); 415 for a compressed one.
@@ -127,7 +128,7 @@ def parse(
         max_tokens=found.max_tokens,
         salt=found.salt,
         session=text_session or found.session,
-        priority=found.priority,
+        priority=_priority(headers.get(b"x-vllm-priority"), found.priority),
         subset=subset,
     ), body
 
@@ -233,6 +234,16 @@ def _compressed(kind: Kind, path: str, session: str, subset: frozenset[str] | No
     if kind is not Kind.OTHER:
         raise RequestError(415, "a compressed request body is not supported here")
     return Request(kind=Kind.OTHER, path=path, session=session, subset=subset)
+
+
+def _priority(header: bytes | None, told: int) -> int:
+    """The header wins over the body's, and what is no integer is ignored: vllm-wire.md part 5."""
+    if header is None or len(header) > _PRIORITY_DIGITS:
+        return told
+    try:
+        return int(header)
+    except ValueError:
+        return told
 
 
 def _subset(headers: Mapping[bytes, bytes]) -> frozenset[str] | None:

@@ -34,6 +34,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         it (bits of `token_jobs.bits_of`); 0 when the client itself sent token ids.
     salt: `cache_salt` of the body, "" if none: requests with different salts never share a hit.
     session: session id (header or body), "" if none.
+    priority: `X-Vllm-Priority` or the body's `priority`; lower is earlier, 0 if none. Engines obey
+        it only with a priority scheduler; it passes on either way.
     subset: endpoints ("host:port") or replica names that the request must stay within, or None.
     """
 

@@ -89,6 +89,17 @@ def test_headers_that_are_read() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("header", "priority"),
+    [(b"-7", -7), (b" 12 ", 12), (b"0", 0), (b"high", 3), (b"", 3), (b"1.5", 3), (b"9" * 30, 3)],
+)
+def test_the_priority_header_wins_unless_it_is_garbage(header: bytes, priority: int) -> None:
+    headers = {**JSON, b"x-vllm-priority": header}
+    body = b'{"model":"m","messages":[],"priority":3}'
+    request, passed = requests.parse("POST", CHAT, headers, body)
+    assert request.priority == priority and passed is body
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "DELETE", "PUT"])
 def test_only_post_has_a_kind(method: str) -> None:
     body = b'{"model":"m","messages":[]}'
