@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,7 +22,7 @@ READY_S = 60
 class Router:
     """The process, its two ports and its own counters."""
 
-    def __init__(self, replicas: Sequence[str], policy: str) -> None:
+    def __init__(self, replicas: Sequence[str], policy: str, settings: Mapping[str, Any]) -> None:
         self.port, self.admin_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.admin = f"http://127.0.0.1:{self.admin_port}"
@@ -28,6 +30,10 @@ class Router:
         command = [sys.executable, "-m", "warmlane", "serve", "--policy", policy]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--admin-port", str(self.admin_port), "--debug-headers"]
+        if settings:
+            config = CACHE / "router.json"
+            config.write_text(json.dumps(settings))
+            command += ["--config", str(config)]
         for url in replicas:
             command += ["--replica", url]
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -73,8 +79,11 @@ class Router:
 
 
 @contextlib.contextmanager
-def serving(replicas: Sequence[str], policy: str = "default") -> Iterator[Router]:
-    router = Router(replicas, policy)
+def serving(
+    replicas: Sequence[str], policy: str = "default", settings: Mapping[str, Any] | None = None
+) -> Iterator[Router]:
+    """settings: sections of the config file."""
+    router = Router(replicas, policy, settings or {})
     try:
         router.wait_ready(len(replicas))
         yield router

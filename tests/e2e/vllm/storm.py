@@ -1,7 +1,9 @@
-"""Load during which an engine dies: every request's fate, read from the raw bytes.
+"""Load during which an engine dies, and whose fault each silence was.
 
 Clients ask in a closed loop, most of them streaming, and note what a user would see: the status,
-tokens, explicit error events, the end mark, and the longest silence.
+tokens, explicit error events, the end mark, and when. `waits` holds that against what the taps
+(`tap`) saw of the engines, so that what is left is the router's own doing. An engine that starves
+on a busy machine takes no part in it.
 """
 
 from __future__ import annotations
@@ -9,13 +11,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import aiohttp
 
-STREAMING_CLIENTS, WHOLE_CLIENTS = 3, 1  # one engine alone still answers quickly
-STREAM_TOKENS, WHOLE_TOKENS = 1200, 16  # long enough to be struck in the middle
+from .tap import Tap, Wire
+
+STREAMING_CLIENTS, WHOLE_CLIENTS = 3, 2
+STREAM_TOKENS, WHOLE_TOKENS = 1200, 64  # long enough to be struck in the middle
+YOUNG_EVENTS = STREAM_TOKENS // 4
+PATIENCE_S = 60
 DONE = b"[DONE]"
 
 
@@ -23,6 +30,7 @@ DONE = b"[DONE]"
 class Fate:
     """What became of one request. Times are seconds of the monotonic clock."""
 
+    request: str
     started: float
     stream: bool
     replica: str = ""
@@ -33,34 +41,7 @@ class Fate:
     finish: str = ""
     exception: str = ""
     ended: float = 0.0
-    silences: list[tuple[float, float]] = field(default_factory=list)  # end, seconds
-
-    def hear(self, now: float) -> None:
-        """Bytes came, or the end."""
-        last = self.silences[-1][0] if self.silences else self.started
-        self.silences.append((now, now - last))
-
-    def silence_after(self, moment: float) -> float:
-        """The longest silence that lasted past this moment, its part before not counted."""
-        return max(
-            (min(end - moment, gap) for end, gap in self.silences if end > moment), default=0.0
-        )
-
-    def silence_before(self, moment: float) -> float:
-        """The longest silence that ended before this moment."""
-        return max((gap for end, gap in self.silences if end <= moment), default=0.0)
-
-    def pace(self, moment: float) -> float:
-        """The longest silence of the engines' own making: before the moment, or, of a request
-        that began after it and ended well, at any time."""
-        if self.started > moment:
-            return max((gap for _, gap in self.silences), default=0.0) if self.whole else 0.0
-        return self.silence_before(moment)
-
-    @property
-    def young(self) -> bool:
-        """It streams and has most of its answer before it."""
-        return not self.ended and 0 < self.tokens < STREAM_TOKENS / 4
+    events: list[float] = field(default_factory=list)  # when the n-th event came
 
     @property
     def whole(self) -> bool:
@@ -71,10 +52,12 @@ class Fate:
     @property
     def broken(self) -> bool:
         """It had begun, and ended with one explicit error and no end mark."""
-        return self.status == 200 and self.tokens > 0 and self.errors == 1 and not self.done
+        told = self.errors == 1 and not self.done and not self.exception
+        return self.status == 200 and self.tokens > 0 and told
 
     def event(self, data: bytes) -> None:
         """Take one `data:` line of the stream."""
+        self.events.append(time.monotonic())
         if data == DONE:
             self.done = True
             return
@@ -86,17 +69,59 @@ class Fate:
             self.finish = choice.get("finish_reason") or self.finish
 
 
-async def one(session: aiohttp.ClientSession, url: str, number: int, fate: Fate) -> None:
+@dataclass
+class Wait:
+    """A time during which the router owed something. what: relay | start | move | end."""
+
+    what: str
+    seconds: float
+    dropped: bool = False  # the router gave the engine up: its own time-out is part of it
+
+
+@dataclass
+class Storm:
+    """Everything that happened."""
+
+    fates: list[Fate]
+    wires: dict[str, list[Wire]]  # by request, in the order of sending
+    victim: Tap
+    dead: float  # when the blow had fallen
+    lag_s: float  # how late the clients themselves were at most, for want of a core
+
+    @property
+    def moved(self) -> list[Fate]:
+        """Answered whole although their first engine failed them."""
+        return [fate for fate in self.fates if fate.whole and len(self.wires[fate.request]) > 1]
+
+    def waits(self, fate: Fate) -> list[Wait]:
+        """What the client of this request waited for the router."""
+        wires = self.wires.get(fate.request, [])
+        if not wires:
+            return [Wait("start", fate.ended - fate.started)]
+        found = [Wait("start", wires[0].sent - fate.started)]
+        for failed, then in pairwise(wires):
+            found.append(Wait("move", then.sent - failed.last, failed.dropped))
+        last = wires[-1]
+        # The router may hold the first event, which carries no token, until the second is there.
+        begin = last.events[1] if len(last.events) > 1 else 0.0
+        for came, seen in zip(last.events, fate.events, strict=False):
+            found.append(Wait("relay", seen - max(came, begin)))
+        found.append(Wait("end", fate.ended - last.last, last.dropped))
+        return found
+
+
+async def one(session: aiohttp.ClientSession, url: str, fate: Fate) -> None:
     stream = fate.stream
     body = {
         "model": "tiny",
         "stream": stream,
         "max_tokens": STREAM_TOKENS if stream else WHOLE_TOKENS,
         "ignore_eos": True,
-        "messages": [{"role": "user", "content": f"tell number {number} a long story"}],
+        "messages": [{"role": "user", "content": f"tell number {fate.request} a long story"}],
     }
+    named = {"x-request-id": fate.request}
     try:
-        async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
+        async with session.post(f"{url}/v1/chat/completions", json=body, headers=named) as answer:
             fate.status = answer.status
             fate.replica = answer.headers.get("x-warmlane-replica", "")
             if not stream:
@@ -104,45 +129,68 @@ async def one(session: aiohttp.ClientSession, url: str, number: int, fate: Fate)
                 fate.finish = value["choices"][0]["finish_reason"] if answer.ok else str(value)
             else:
                 async for line in answer.content:
-                    fate.hear(time.monotonic())
                     if line.startswith(b"data: "):
                         fate.event(line.removeprefix(b"data: ").strip())
     except (aiohttp.ClientError, TimeoutError) as error:
         fate.exception = repr(error)
     fate.ended = time.monotonic()
-    fate.hear(fate.ended)
+
+
+def vulnerable(fates: Sequence[Fate], taps: Sequence[Tap]) -> Tap | None:
+    """An engine that has both a stream with most of it to come and a request without any byte.
+
+    As its tap knows it: the clients themselves may lag behind by seconds on a busy machine.
+    """
+    streams = {fate.request: fate.stream for fate in fates}
+    for tap in taps:
+        now = [wire for wire in list(tap.wires) if wire.request in streams and wire.open]
+        begun = [wire for wire in now if 1 < len(wire.events) < YOUNG_EVENTS]
+        if begun and any(not wire.heard and not streams[wire.request] for wire in now):
+            return tap
+    return None
 
 
 async def storm(
-    url: str, before_s: float, after_s: float, strike: Callable[[str], None]
-) -> tuple[list[Fate], float]:
-    """Run the clients, strike a replica (by name) while it streams; all fates, the moment of death.
-
-    Which one is not said before: on a busy machine a replica may be left alone for a while.
-    """
+    url: str, taps: Sequence[Tap], before_s: float, after_s: float, strike: Callable[[Tap], None]
+) -> Storm:
+    """Run the clients, strike an engine that is in the midst of it, and run on for a while."""
     fates: list[Fate] = []
+    lag_s = 0.0
     stop = asyncio.Event()
-    timeout = aiohttp.ClientTimeout(total=30)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    for tap in taps:
+        tap.wires.clear()
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_S)) as session:
 
-        async def client(number: int, stream: bool) -> None:
+        async def client(stream: bool) -> None:
             while not stop.is_set():
-                fate = Fate(started=time.monotonic(), stream=stream)
+                fate = Fate(f"storm-{len(fates)}", time.monotonic(), stream)
                 fates.append(fate)
-                await one(session, url, number + 100 * len(fates), fate)
+                await one(session, url, fate)
+
+        async def watch() -> None:
+            nonlocal lag_s
+            while not stop.is_set():
+                before = time.monotonic()
+                await asyncio.sleep(0.01)
+                lag_s = max(lag_s, time.monotonic() - before - 0.01)
 
         clients = [
-            asyncio.create_task(client(number, number < STREAMING_CLIENTS))
+            asyncio.create_task(client(number < STREAMING_CLIENTS))
             for number in range(STREAMING_CLIENTS + WHOLE_CLIENTS)
         ]
+        clients.append(asyncio.create_task(watch()))
         await asyncio.sleep(before_s)
-        patience = time.monotonic() + 20
-        while not (begun := [fate.replica for fate in fates if fate.young and fate.replica]):
-            assert time.monotonic() < patience, "no replica streams"
-            await asyncio.sleep(0.01)
-        await asyncio.to_thread(strike, begun[0])
-        dead = time.monotonic()  # not before: on a busy machine a process takes seconds to die
+        patience = time.monotonic() + PATIENCE_S
+        while (victim := vulnerable(fates, taps)) is None:
+            assert time.monotonic() < patience, "no engine has both kinds of requests at once"
+            await asyncio.sleep(0.005)
+        await asyncio.to_thread(strike, victim)
+        dead = time.monotonic()
         await asyncio.sleep(after_s)
         stop.set()
         await asyncio.gather(*clients)
-    return fates, dead
+    wires: dict[str, list[Wire]] = {fate.request: [] for fate in fates}
+    for wire in sorted((wire for tap in taps for wire in tap.wires), key=lambda wire: wire.sent):
+        if wire.request in wires:
+            wires[wire.request].append(wire)
+    return Storm(fates, wires, victim, dead, lag_s)
