@@ -64,13 +64,17 @@ class RetryBudget:
     __slots__ = ("_before", "_minimum", "_ratio", "_requests", "_retries", "_start", "_window")
 
     def __init__(self, settings: Retry, now: float) -> None:
-        self._ratio = settings.budget_ratio
-        self._minimum = settings.budget_min
-        self._window = settings.budget_window_s
+        self.follow(settings)
         self._requests = 0
         self._retries = 0
         self._before = (0, 0)  # requests and retries of the bucket before
         self._start = now
+
+    def follow(self, settings: Retry) -> None:
+        """Other settings from now on."""
+        self._ratio = settings.budget_ratio
+        self._minimum = settings.budget_min
+        self._window = settings.budget_window_s
 
     def request(self) -> None:
         """Count one request (not its retries)."""

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from time import monotonic
+from typing import TypeVar
 
 import msgspec
 
-from warmlane.router.config import Config
+from warmlane.router.config import Config, PoolConfig
+from warmlane.router.config_load import checked
 from warmlane.router.core import Router
 from warmlane.router.errors import ConfigError
-from warmlane.router.feeds.feeds import Feeds
+from warmlane.router.feeds.feeds import Feeds, engine_keys
 from warmlane.router.metrics_export import attach
 from warmlane.router.shadow import Shadow
 from warmlane.router.types import ReplicaState
@@ -34,10 +37,12 @@ _SLICE_US = 1000
 _BUSY_S = 0.005
 _IDLE_S = 0.1
 
-# What a reload can change in a running router; anything else needs a restart and is named.
-_LIVE = frozenset({"probe", "scrape"})
-_LIVE_POOL = frozenset({"replicas", "discovery", "engine_api_key_file", "engine_api_key_env"})
-_LIVE_TIMEOUTS = frozenset({"drain_s"})
+# What a reload cannot change in a running router: sockets, and the sizes of tables and blocks.
+# Everything else it can. What is left as it was is named.
+_RESTART = ("listen", "admin", "ext_proc", "index", "tokens")
+_RESTART_LIMITS = ("replicas", "tickets", "upstream_idle")
+_RESTART_TIMEOUTS = ("upstream_keepalive_s",)
+_RESTART_POOL = ("tokenizer", "kv_events")
 
 
 class Running:
@@ -50,6 +55,7 @@ class Running:
         self.feeds = Feeds(self.router.pools, config, self.metrics, monotonic)
         self.draining = False
         self.shadow: Shadow | None = None  # of the face that serves, if it compares decisions
+        self.followers: list[Callable[[Config], None]] = []  # faces that want each new config
         self._maintenance: asyncio.Task[None] | None = None
         attach(self.metrics, self.router.pools, self._index_stats, monotonic)
 
@@ -78,17 +84,23 @@ class Running:
     def reload(self, config: Config) -> list[str]:
         """Follow a new config; the paths of changes that need a restart. ConfigError: refused.
 
-        Replicas, discovery, engine keys, probe, scrape and timeouts.drain_s change at once.
+        All but what `restart_needed` names changes at once, or nothing does.
         """
         try:
             later = restart_needed(self.config, config)
-            live = _only_live(self.config, config)
-            self.feeds.reload(live)
+            live = checked(_only_live(self.config, config))
+            keys = engine_keys(live)
+            gone = self.router.reload(live)
         except ConfigError as error:
             self.metrics.reloaded("failed")
             log.error('event=reload result=failed why="%s"', error)
             raise
         self.config = live
+        self.feeds.reload(live, keys)
+        for follow in self.followers:
+            follow(live)
+        for pool in gone:
+            log.info("event=pool_removed pool=%s inflight=%d", pool.name, pool.ledger.open_tickets)
         self.metrics.reloaded("ok")
         log.info("event=reload result=ok restart_needed=%s", ",".join(later) or "none")
         return later
@@ -124,43 +136,37 @@ async def build(config: Config) -> Running:
 
 def restart_needed(old: Config, new: Config) -> list[str]:
     """Dotted paths of the differences that a running router cannot take over."""
-    paths = [
-        name
-        for name in Config.__struct_fields__
-        if name not in _LIVE
-        and name not in ("pools", "timeouts")
-        and getattr(old, name) != getattr(new, name)
-    ]
-    paths += [f"timeouts.{name}" for name in _changed(old.timeouts, new.timeouts, _LIVE_TIMEOUTS)]
+    paths = _changed(old, new, _RESTART)
+    paths += [f"limits.{name}" for name in _changed(old.limits, new.limits, _RESTART_LIMITS)]
+    changed = _changed(old.timeouts, new.timeouts, _RESTART_TIMEOUTS)
+    paths += [f"timeouts.{name}" for name in changed]
     before = {pool.name: pool for pool in old.pools}
-    after = {pool.name: pool for pool in new.pools}
-    paths += [f"pools[{name}]" for name in before.keys() ^ after.keys()]
-    for name in before.keys() & after.keys():
-        changed = _changed(before[name], after[name], _LIVE_POOL)
-        paths += [f"pools[{name}].{field}" for field in changed]
+    for pool in new.pools:
+        changed = _changed(before.get(pool.name, PoolConfig()), pool, _RESTART_POOL)
+        paths += [f"pools[{pool.name}].{name}" for name in changed]
     return sorted(paths)
 
 
-def _changed(old: msgspec.Struct, new: msgspec.Struct, live: frozenset[str]) -> list[str]:
-    return [
-        field
-        for field in old.__struct_fields__
-        if field not in live and getattr(old, field) != getattr(new, field)
-    ]
+def _changed(old: msgspec.Struct, new: msgspec.Struct, fields: tuple[str, ...]) -> list[str]:
+    return [field for field in fields if getattr(old, field) != getattr(new, field)]
 
 
 def _only_live(old: Config, new: Config) -> Config:
-    """`old` with what may change taken from `new`."""
-    after = {pool.name: pool for pool in new.pools}
-    pools = [
-        msgspec.structs.replace(
-            pool, **{field: getattr(after[pool.name], field) for field in _LIVE_POOL}
-        )
-        if pool.name in after
-        else pool
-        for pool in old.pools
-    ]
-    timeouts = msgspec.structs.replace(old.timeouts, drain_s=new.timeouts.drain_s)
+    """`new` with what needs a restart taken from `old`."""
+    before = {pool.name: pool for pool in old.pools}
     return msgspec.structs.replace(
-        old, pools=pools, timeouts=timeouts, probe=new.probe, scrape=new.scrape
+        _kept(new, old, _RESTART),
+        limits=_kept(new.limits, old.limits, _RESTART_LIMITS),
+        timeouts=_kept(new.timeouts, old.timeouts, _RESTART_TIMEOUTS),
+        pools=[
+            _kept(pool, before.get(pool.name, PoolConfig()), _RESTART_POOL) for pool in new.pools
+        ],
     )
+
+
+_Node = TypeVar("_Node", bound=msgspec.Struct)
+
+
+def _kept(new: _Node, old: _Node, fields: tuple[str, ...]) -> _Node:
+    """`new` with these fields of `old`."""
+    return msgspec.structs.replace(new, **{field: getattr(old, field) for field in fields})

@@ -39,17 +39,26 @@ class Catalog:
 
     def __init__(self, config: Config, pools: Mapping[str, Pool]) -> None:
         self._pools = pools
-        self._default = config.default_pool or config.pools[0].name
-        self._entries = {entry.name: entry for entry in config.models}
         self._targets: dict[str, Target] = {}
         self._guesses: dict[str, Target] = {}
+        self.follow(config)
+        for pool in pools.values():
+            self.watch(pool)
+
+    def follow(self, config: Config) -> None:
+        """Take the names of a config, whose pools are there already."""
+        self._default = config.default_pool or config.pools[0].name
+        self._entries = {entry.name: entry for entry in config.models}
         self._arms = {
             entry.name: list(accumulate(arm.weight for arm in entry.split))
             for entry in config.models
             if entry.split
         }
-        for pool in pools.values():
-            pool.on_change(self._on_change)
+        self._forget()
+
+    def watch(self, pool: Pool) -> None:
+        """A pool that is new."""
+        pool.on_change(self._on_change)
 
     def resolve(self, request: Request, rand: int) -> Target:
         """The target of a request. Raises RequestError 404 `model_not_found`."""
@@ -154,8 +163,11 @@ class Catalog:
 
     def _on_change(self, event: str, replica: Replica) -> None:
         if event != "state":
-            self._targets.clear()
-            self._guesses.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._targets.clear()
+        self._guesses.clear()
 
 
 def _is_listed(pool: Pool) -> bool:

@@ -19,15 +19,15 @@ from typing import Final
 
 from warmlane._core.ledger import TICKET_BITS
 from warmlane.router.catalog import Catalog
-from warmlane.router.config import Config
+from warmlane.router.config import Config, PoolConfig
 from warmlane.router.config_load import checked
 from warmlane.router.explain import Explanation, explain
-from warmlane.router.lane import Lane, Prepared
+from warmlane.router.lane import ClosedLane, Lane, Prepared
 from warmlane.router.lane_exact import ExactLane
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.prefix import prefix_key
-from warmlane.router.registry import build_parts
+from warmlane.router.registry import Parts, build_parts
 from warmlane.router.types import (
     Decision,
     JsonObject,
@@ -113,20 +113,67 @@ class Router:
         self.lanes: dict[str, Lane] = {}
         self._clock = clock
         self._turn = 0
-        self._by_number: list[Lane] = []
-        initial = ReplicaState.JOINING if joining else ReplicaState.READY
+        # By the high bits of tickets, which are never used again: a lane that a reload took away
+        # stays until its last ticket is closed.
+        self._by_number: list[Lane | ClosedLane] = []
+        self._leaving: list[Lane] = []
+        self._initial = ReplicaState.JOINING if joining else ReplicaState.READY
         for number, pool_config in enumerate(config.pools):
-            parts = build_parts(pool_config, f"pools[{number}]")
-            pool = Pool(pool_config, config.limits, stale_s=config.scrape.stale_s, initial=initial)
-            kind = Lane if pool_config.kv_events == "off" else ExactLane
-            lane = kind(number, pool, parts, config, self.metrics)
-            self.pools[pool.name] = pool
-            self.lanes[pool.name] = lane
-            self._by_number.append(lane)
+            self._open(self._lane(config, pool_config, f"pools[{number}]", number))
         self._catalog = Catalog(config, self.pools)
-        for pool in self.pools.values():
-            for spec in pool.config.replicas:
-                pool.add(spec, 0.0)
+
+    def _lane(self, config: Config, pool_config: PoolConfig, where: str, number: int) -> Lane:
+        """A lane for a pool that is new, with its static replicas. ConfigError."""
+        parts = build_parts(pool_config, where)
+        stale_s = config.scrape.stale_s
+        pool = Pool(pool_config, config.limits, stale_s=stale_s, initial=self._initial)
+        kind = Lane if pool_config.kv_events == "off" else ExactLane
+        lane = kind(number, pool, parts, config, self.metrics)
+        for spec in pool_config.replicas:
+            pool.add(spec, 0.0)
+        return lane
+
+    def _open(self, lane: Lane) -> None:
+        self._by_number.append(lane)
+        self.pools[lane.pool.name] = lane.pool
+        self.lanes[lane.pool.name] = lane
+
+    def reload(self, config: Config) -> list[Pool]:
+        """Follow pools, model names, zone and parts of a new config; the pools that are gone.
+
+        A pool that stays keeps its replicas, view and tickets; its parts are built anew where they
+        changed. One that is gone gets no more requests, and its tickets are served to their end.
+        `limits`, `index` and `tokens` of pools that stay are not followed. ConfigError: nothing
+        changed. Membership of the pools that stay is the feeds' business.
+        """
+        config = checked(config)
+        new: list[Lane] = []
+        parts: dict[str, Parts] = {}
+        for i, pool_config in enumerate(config.pools):
+            lane, where = self.lanes.get(pool_config.name), f"pools[{i}]"
+            if lane is None:
+                number = len(self._by_number) + len(new)
+                new.append(self._lane(config, pool_config, where, number))
+            elif config.zone != self.config.zone or lane.needs_parts(pool_config):
+                parts[pool_config.name] = build_parts(pool_config, where)
+        for pool_config in config.pools:  # from here on nothing can fail
+            lane = self.lanes.get(pool_config.name)
+            if lane is not None:
+                lane.follow(pool_config, parts.get(pool_config.name), config.zone)
+        names = [pool_config.name for pool_config in config.pools]
+        gone = [lane for name, lane in self.lanes.items() if name not in names]
+        self._leaving += gone
+        for lane in new:
+            self._open(lane)
+            self._catalog.watch(lane.pool)
+        lanes = {name: self.lanes[name] for name in names}  # the order of the config
+        self.lanes.clear()
+        self.lanes.update(lanes)
+        self.pools.clear()
+        self.pools.update((name, lane.pool) for name, lane in lanes.items())
+        self.config = config
+        self._catalog.follow(config)
+        return [lane.pool for lane in gone]
 
     def prepare(self, request: Request, rand: int = 0) -> Prepared:
         """Model name to pool, and the prefix key. Raises RequestError 404 `model_not_found`."""
@@ -194,6 +241,9 @@ class Router:
         remains = False
         for lane in self._by_number:
             remains = lane.maintain(now, older_than, budget_us) or remains
+        for leaving in [lane for lane in self._leaving if not lane.open_tickets]:
+            self._leaving.remove(leaving)
+            self._by_number[leaving.number] = ClosedLane()
         return remains
 
     @property

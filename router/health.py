@@ -40,6 +40,10 @@ class Ejector:
         self._records: dict[int, _Record] = {}
         self._rolled = now
 
+    def follow(self, settings: Ejection) -> None:
+        """Other settings from now on; who is out stays out as long as was said."""
+        self._settings = settings
+
     def ok(self, slot: int) -> None:
         """A replica answered."""
         record = self._records.get(slot)

@@ -13,7 +13,7 @@ import msgspec
 
 from warmlane._core.ledger import TICKET_BITS, LedgerFull
 from warmlane.router.catalog import Target
-from warmlane.router.config import Config
+from warmlane.router.config import Config, PoolConfig
 from warmlane.router.decide import LAST_RESORT, RETRY_AFTER_S, Decider
 from warmlane.router.errors import NoReplica
 from warmlane.router.metrics import Metrics
@@ -26,6 +26,7 @@ from warmlane.router.view import CacheView
 _MEAN_STEP: Final = 0.02  # exponential mean over about the last 50 answers
 _LENGTH_PORTION: Final = 4096  # tokens
 _TICKET_MASK: Final = (1 << TICKET_BITS) - 1
+_PARTS: Final = ("policy", "scorers", "filters", "picker")
 
 
 # Slots best first, whole hit tokens of each, the first one's hit with and before trust.
@@ -64,15 +65,22 @@ class Lane:
         self.number = number
         self.pool = pool
         self._name = pool.name
-        self.decider = Decider(pool, parts, config.zone)
         self.view = self.view_type(pool, config.index, config.limits.replicas)
         self.output_tokens = float(config.index.output_tokens)
-        self._uses_view = self.decider.needs_hits and config.index.view != "none"
+        self._has_view = config.index.view != "none"
         self._metrics = metrics
         self._high = number << TICKET_BITS
         self._open: dict[int, _Open] = {}
         self._ledger = pool.ledger
         self._trust = self.view.trust
+        self._learned_bytes = self._learned_tokens = 0
+        self._use(parts, config.zone)
+
+    def _use(self, parts: Parts, zone: str) -> None:
+        """Decide with these parts from now on."""
+        pool = self.pool
+        self.decider = Decider(pool, parts, zone)
+        self._uses_view = self.decider.needs_hits and self._has_view
         mix = self._mix = self.decider.mix
         if mix is not None:
             mix.bind(
@@ -85,7 +93,19 @@ class Lane:
                 pool.foreign_tokens,
                 self._trust.factors,
             )
-        self._learned_bytes = self._learned_tokens = 0
+
+    def needs_parts(self, config: PoolConfig) -> bool:
+        """Whether this config of its pool asks for other parts than it has."""
+        old = self.pool.config
+        return any(getattr(old, field) != getattr(config, field) for field in _PARTS)
+
+    def follow(self, config: PoolConfig, parts: Parts | None, zone: str) -> None:
+        """Another config of the same pool. parts: None keeps those it has."""
+        old, self.pool.config = self.pool.config, config
+        if parts is not None:
+            self._use(parts, zone)
+        if config.capacity_tokens != old.capacity_tokens:
+            self.view.resize()
 
     @property
     def open_tickets(self) -> int:
@@ -290,6 +310,34 @@ class Lane:
             status=429,
             retry_after_s=RETRY_AFTER_S,
         )
+
+
+class ClosedLane:
+    """In the place of a lane that is gone: news of its tickets comes too late, which is legal."""
+
+    __slots__ = ()
+    open_tickets = 0
+
+    def sent(self, ticket: int, slot: int, now: float) -> None:
+        """Too late."""
+
+    def moved(self, ticket: int, slot: int, now: float) -> None:
+        """Too late."""
+
+    def rest(self, ticket: int, now: float, ready_only: bool) -> tuple[int, ...]:
+        return ()
+
+    def first_token(self, ticket: int, now: float) -> float:
+        return -1.0
+
+    def progress(self, ticket: int, output_tokens: int) -> None:
+        """Too late."""
+
+    def close(self, ticket: int, outcome: Outcome, now: float) -> bool:
+        return False
+
+    def maintain(self, now: float, older_than: float, budget_us: int) -> bool:
+        return False
 
 
 def _hit_on(decision: Decision, slot: int) -> int:

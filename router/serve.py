@@ -88,6 +88,7 @@ async def start(config: Config, reload: Callable[[], Config] | None = None) -> S
     try:
         with _Binding(config.listen.host, config.listen.port):
             proxy = await start_proxy(running.router, config)
+        running.followers.append(proxy.state.follow)
 
         def again() -> list[str]:
             return running.reload(reload() if reload is not None else running.config)

@@ -112,8 +112,7 @@ class CacheView:
         value = self.bytes_per_token.value
         if abs(value - self._sized_for) > _RESIZE_SHARE * self._sized_for:
             self._sized_for = value
-            for replica in self.pool:
-                self._resize(replica)
+            self.resize()
 
     # Sizes
 
@@ -136,6 +135,11 @@ class CacheView:
     def blocks(self) -> int:
         """Distinct blocks in the indexes."""
         return sum(index.blocks for index in self._indexes.values())
+
+    def resize(self) -> None:
+        """Capacities anew: the config or bytes per token changed."""
+        for replica in self.pool:
+            self._resize(replica)
 
     # Between decisions
 

@@ -63,11 +63,12 @@ class Feeds:
         self.tokens: TokenFeed | None = None  # where a pool names a tokenizer
         self._tasks: dict[tuple[str, str], list[asyncio.Task[None]]] = {}
         self._watches: dict[str, list[asyncio.Task[None]]] = {}
+        self._leaving: list[Membership] = []  # of pools that a reload took away
         self._ticker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """ConfigError when an engine key is configured but cannot be read."""
-        self._headers = _all_headers(self._config)
+        self._headers = engine_keys(self._config)
         self._session = open_session(self._config.timeouts.upstream_keepalive_s)
         if any(pool.tokenizer != "off" for pool in self._config.pools):
             self.tokens = _tokens()(
@@ -98,25 +99,59 @@ class Feeds:
             await self._session.close()
             self._session = None
 
-    def reload(self, config: Config) -> None:
-        """Follow a new config: keys, replicas, discovery, intervals. Pools must be the same ones.
+    def reload(self, config: Config, headers: dict[str, dict[str, str]] | None = None) -> None:
+        """Follow a config that the router has taken: pools, keys, replicas, discovery, intervals.
 
-        ConfigError leaves everything as it was.
+        headers: what `engine_keys` of that config said, read here if not given. ConfigError: they
+        cannot be read; nothing changed.
         """
-        headers = _all_headers(config)
+        headers = engine_keys(config) if headers is None else headers
+        before = {pool.name: self._settings(pool) for pool in self._config.pools}
         self._config, self._headers = config, headers
         if self.tokens is not None:
             self.tokens.headers = headers
-        for name, membership in self.membership.items():
-            membership.drain_s = config.timeouts.drain_s
-            for task in self._watches.pop(name, []):
+        for name in self._watches:
+            for task in self._watches[name]:
                 task.cancel()
+        self._watches.clear()
+        for name, membership in list(self.membership.items()):
+            membership.drain_s = config.timeouts.drain_s
+            if self.pools.get(name) is not membership.pool:
+                self._abandon(name)
         for pool_config in config.pools:
+            pool = self.pools[pool_config.name]
+            if pool.name not in self.membership:
+                drain_s = config.timeouts.drain_s
+                self.membership[pool.name] = Membership(pool, self.metrics, drain_s=drain_s)
+                pool.on_change(partial(self._on_change, pool))
+                restart = True
+            else:
+                restart = before[pool.name] != self._settings(pool_config)
             self._follow(pool_config)
-        for pool in self.pools.values():
-            for replica in pool:
-                self._end(pool, replica)
-                self._begin(pool, replica)
+            for replica in pool if restart else ():
+                self._restart(pool, replica)
+
+    def _settings(self, pool: PoolConfig) -> tuple[object, ...]:
+        """What probes and scrapes of a pool depend on."""
+        headers = self._headers.get(pool.name)
+        return self._config.probe, self._config.scrape, pool.engine, headers
+
+    def _abandon(self, name: str) -> None:
+        """A pool that is gone: its replicas leave as their requests end."""
+        membership = self.membership.pop(name)
+        for replica in membership.pool:
+            self._end(membership.pool, replica)
+        membership.forget_all(self.clock())
+        self._leaving.append(membership)
+
+    def _restart(self, pool: Pool, replica: Replica) -> None:
+        """Probe and scrape anew. What the old probe took out, the new one brings back."""
+        before = self.probers.get((pool.name, replica.name))
+        self._end(pool, replica)
+        self._begin(pool, replica)
+        after = self.probers.get((pool.name, replica.name))
+        if before is not None and after is not None:
+            after.ejected = before.ejected
 
     def _follow(self, config: PoolConfig) -> None:
         """Deliver the static list and watch the discovery sources of one pool."""
@@ -141,13 +176,14 @@ class Feeds:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            for membership in self.membership.values():
+            for membership in [*self.membership.values(), *self._leaving]:
                 membership.tick(self.clock())
+            self._leaving = [each for each in self._leaving if each.leaving]
 
     def _on_change(self, pool: Pool, event: str, replica: Replica) -> None:
         if event == "added":
             self._begin(pool, replica)
-        elif event == "removed":
+        elif event == "removed" and self.pools.get(pool.name) is pool:
             self._end(pool, replica)
         elif event == "state":
             log.info(
@@ -218,7 +254,8 @@ async def _forever(name: str, job: Job) -> None:
         await asyncio.sleep(_RESTART_S)
 
 
-def _all_headers(config: Config) -> dict[str, dict[str, str]]:
+def engine_keys(config: Config) -> dict[str, dict[str, str]]:
+    """Headers for probes and scrapes, by pool. ConfigError: a key that cannot be read."""
     return {
         pool.name: engine_headers(
             pool.engine_api_key_file, pool.engine_api_key_env, f"pools[{pool.name}]"

@@ -50,6 +50,11 @@ class Membership:
         if self._sources.pop(source, None):
             self._reconcile(now)
 
+    def forget_all(self, now: float) -> None:
+        """Nobody names a replica any more: the pool is gone."""
+        self._sources.clear()
+        self._reconcile(now)
+
     def add(self, spec: ReplicaSpec, now: float) -> Replica:
         """Add by an operator. ConfigError: bad spec, taken name, full pool."""
         spec = normal_spec(spec)

@@ -69,6 +69,10 @@ class PoolSide:
             self._state.router.metrics.ejection(self.name, replica.name, fault)
             self.pool.set_state(slot, ReplicaState.EJECTED, PASSIVE)
 
+    def follow(self, config: Config) -> None:
+        self.budget.follow(config.retry)
+        self.ejector.follow(config.ejection)
+
     def tick(self, now: float) -> None:
         self.budget.roll(now)
         for slot in self.ejector.due(now):
@@ -113,8 +117,22 @@ class State:
         for pool in router.pools.values():
             self.side(pool.name)
 
+    def follow(self, config: Config) -> None:
+        """A reload: pools may have come and gone. Requests under way keep what they began with."""
+        self.config = config
+        self.limits = config.limits
+        self.timeouts = config.timeouts
+        self.transfer_params = config.transfer_params
+        self.debug_headers = config.debug_headers
+        pools = self.router.pools
+        self.sides = {
+            name: side for name, side in self.sides.items() if pools.get(name) is side.pool
+        }
+        for name in pools:
+            self.side(name).follow(config)
+
     def side(self, pool: str) -> PoolSide:
-        """A pool by name. The router's pools stay the same objects as long as it lives."""
+        """A pool by name."""
         side = self.sides.get(pool)
         if side is None:
             side = self.sides[pool] = PoolSide(self.router.pools[pool], self, monotonic())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -12,9 +13,19 @@ import pytest
 
 from tests.router.feeds.engine import Engine, until
 from warmlane.router.build import build, restart_needed
-from warmlane.router.config import Config, Listen, PoolConfig, Probe, Scrape, Timeouts
+from warmlane.router.config import (
+    Admin,
+    Config,
+    Index,
+    Limits,
+    Listen,
+    PoolConfig,
+    Probe,
+    Scrape,
+    Timeouts,
+)
 from warmlane.router.errors import ConfigError
-from warmlane.router.types import Kind, Outcome, ReplicaSpec, Request
+from warmlane.router.types import Kind, Outcome, ReplicaSpec, ReplicaState, Request
 
 PROMPT = b"a prompt that is long enough for several blocks of text " * 40
 
@@ -109,10 +120,15 @@ async def test_reload_changes_what_it_can_and_names_the_rest(tmp_path: Path) -> 
             await until(lambda: running.why_not_ready() == "")
             new = replaced(config, replicas=[ReplicaSpec(url=two.url)], policy="round-robin")
             new = msgspec.structs.replace(new, listen=Listen(port=1), zone="b")
-            assert running.reload(new) == ["listen", "pools[default].policy", "zone"]
+            followed: list[Config] = []
+            running.followers.append(followed.append)
+            assert running.reload(new) == ["listen"]
             await until(lambda: [replica.spec.url for replica in pool] == [two.url])
-            assert running.config.pools[0].policy == "default"
-            assert running.config.zone == ""
+            assert running.config.pools[0].policy == "round-robin"
+            assert running.router.lanes["default"].decider.parts.picker_name == "round_robin"
+            assert running.config.zone == "b"
+            assert running.config.listen == Listen()
+            assert followed == [running.config]
             bad = replaced(config, engine_api_key_file=str(tmp_path / "none"))
             with pytest.raises(ConfigError):
                 running.reload(bad)
@@ -130,9 +146,77 @@ def test_restart_needed_names_dotted_paths() -> None:
     live = msgspec.structs.replace(live, probe=Probe(interval_s=9), timeouts=Timeouts(drain_s=1))
     assert restart_needed(config, live) == []
     other = msgspec.structs.replace(
-        config, pools=[PoolConfig(name="b")], timeouts=Timeouts(drain_s=1, idle_s=7)
+        config,
+        admin=Admin(port=1),
+        index=Index(block_bytes=64),
+        limits=Limits(replicas=7, tickets=8, connections=9),
+        pools=[PoolConfig(name="b", tokenizer="engine")],
+        timeouts=Timeouts(drain_s=1, idle_s=7, upstream_keepalive_s=1),
     )
-    assert restart_needed(config, other) == ["pools[b]", "pools[default]", "timeouts.idle_s"]
+    assert restart_needed(config, other) == [
+        *("admin", "index", "limits.replicas", "limits.tickets", "pools[b].tokenizer"),
+        "timeouts.upstream_keepalive_s",
+    ]
+
+
+async def test_pools_come_and_go_with_their_feeds(caplog: pytest.LogCaptureFixture) -> None:
+    """A request under way holds its replica until it ends, or drain_s is over."""
+    caplog.set_level(logging.INFO)
+    async with Engine() as one, Engine() as two:
+        two.models = {"data": [{"id": "b"}]}
+        alone = config_of(one)
+        extra = PoolConfig(name="b", models=["b"], replicas=[ReplicaSpec(url=two.url)])
+        both = msgspec.structs.replace(alone, pools=[alone.pools[0], extra])
+        running = await build(alone)
+        try:
+            assert running.reload(both) == []
+            await until(lambda: sum(running.router.pools["b"].ready) == 1)
+            request = Request(kind=Kind.COMPLETIONS, model="b", prompt=PROMPT)
+            decision = running.router.decide(request, monotonic(), 1)
+            running.router.sent(decision.ticket, 0, monotonic())
+            gone = running.router.pools["b"]
+            assert running.reload(alone) == []
+            assert "b" not in running.feeds.membership
+            await asyncio.sleep(0.3)
+            assert [replica.state for replica in gone] == [ReplicaState.DRAINING]
+            # the same name again while the old one is still draining
+            assert running.reload(both) == []
+            again = running.router.pools["b"]
+            assert again is not gone
+            await until(lambda: sum(again.ready) == 1)
+            assert running.router.close(decision.ticket, Outcome(), monotonic())
+            await until(lambda: not list(gone))
+            assert ("b", f"127.0.0.1:{two.port}") in running.feeds.probers
+            assert sum(again.ready) == 1
+            assert running.reload(alone) == []
+            await until(lambda: not list(again))
+            feed = f"127.0.0.1:{two.port}"
+            await until(lambda: not any(feed in each.get_name() for each in asyncio.all_tasks()))
+            assert "event=pool_removed pool=b inflight=1" in caplog.text
+            assert 'pool="b",replica=' not in running.metrics.render().decode()
+        finally:
+            await running.close()
+
+
+async def test_what_the_probe_took_out_comes_back_after_a_reload() -> None:
+    async with Engine() as one, Engine() as two:
+        config = config_of(one, two)
+        running = await build(config)
+        try:
+            pool = running.router.pools["default"]
+            await until(lambda: sum(pool.ready) == 2)
+            one.health = 500
+            await until(lambda: sum(pool.ready) == 1)
+            scraper = running.feeds.scrapers["default", f"127.0.0.1:{two.port}"]
+            running.reload(msgspec.structs.replace(config, zone="b"))
+            assert running.feeds.scrapers["default", f"127.0.0.1:{two.port}"] is scraper
+            faster = msgspec.structs.replace(config.probe, interval_s=0.04)
+            running.reload(msgspec.structs.replace(config, probe=faster))
+            assert running.feeds.scrapers["default", f"127.0.0.1:{two.port}"] is not scraper
+            one.health = 200
+            await until(lambda: sum(pool.ready) == 2)
+        finally:
+            await running.close()
 
 
 async def test_a_failed_build_leaves_nothing_running(tmp_path: Path) -> None:

@@ -200,15 +200,55 @@ async def test_sighup_follows_the_config_file(tmp_path: Path) -> None:
                 assert response.status == 400
                 assert "pools" in (await response.json())["error"]["message"]
             assert await served.replicas() == names
-            write(one.url)
+            write(one.url, listen={"backlog": 7})
             async with served.session.post(f"{served.admin}/admin/v1/reload") as response:
-                assert (await response.json())["restart_needed"] == []
+                assert (await response.json())["restart_needed"] == ["listen"]
             del names[f"127.0.0.1:{two.port}"]
             await served.has(names)
             served.process.send_signal(signal.SIGTERM)
             assert await served.end() == 0
-            assert "event=reload result=ok restart_needed=zone" in served.log
+            assert "event=reload result=ok restart_needed=none" in served.log
+            assert "event=reload result=ok restart_needed=listen" in served.log
             assert "event=reload result=failed" in served.log
+
+
+async def test_sighup_takes_a_pool_away_under_a_stream_and_adds_another(tmp_path: Path) -> None:
+    """The stream ends whole; names, policy and time-outs of the new file hold from then on."""
+    async with Engine() as one, Engine() as two:
+        two.models = {"data": [{"id": "new"}]}
+        path = tmp_path / "warmlane.yaml"
+        old = {"name": "old", "replicas": [one.url]}
+        new = {"name": "new", "replicas": [two.url], "policy": "least-requests"}
+        alias = {"name": "alias", "pool": "new", "model": "new"}
+        path.write_text(yaml.safe_dump({"pools": [old]}))
+        async with serving("--config", str(path)) as served:
+            await served.ready()
+            one.gate.clear()
+            asked = f"{served.url}/v1/completions"
+            async with served.session.post(asked, json=STREAM) as stream:
+                assert stream.status == 200
+                text = await stream.content.readuntil(b"\n\n")
+                more = {"pools": [new], "models": [alias], "limits": {"body_bytes": 1000}}
+                path.write_text(yaml.safe_dump(more))
+                served.process.send_signal(signal.SIGHUP)
+                await served.has({f"127.0.0.1:{two.port}": "ready"})
+                async with served.session.post(asked, json={**STREAM, "model": "alias"}) as other:
+                    assert other.status == 200
+                    assert (await other.read()).endswith(b"data: [DONE]\n\n")
+                async with served.session.post(asked, json=STREAM) as gone:
+                    assert gone.status == 404
+                async with served.session.post(asked, json={"prompt": "x" * 2000}) as large:
+                    assert large.status == 413
+                one.gate.set()
+                text += await stream.read()
+                assert text.endswith(b"data: [DONE]\n\n") and b"error" not in text
+            async with served.session.get(f"{served.admin}/metrics") as response:
+                metrics = await response.text()
+            assert 'warmlane_open_tickets{pool="new"} 0.0' in metrics
+            assert "warmlane_leaked_tickets_total 0.0" in metrics
+            served.process.send_signal(signal.SIGTERM)
+            assert await served.end() == 0
+            assert "event=pool_removed pool=old inflight=1" in served.log
 
 
 @pytest.mark.parametrize("flag", ["--port", "--admin-port"])
