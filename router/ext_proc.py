@@ -169,6 +169,7 @@ class ExtProc:
 async def start(config: Config) -> ExtProc:
     """The whole picker on the running loop. ConfigError; PortTaken; OSError of the admin port."""
     running = await build(config)
+    running.fixed_pools = True  # ways, predictions and shadows are made for the pools of the start
     running.metrics.version = __version__
     server: Server | None = None
     try:
