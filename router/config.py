@@ -49,6 +49,9 @@ class Admin(Tree, frozen=True, kw_only=True):
     host: Annotated[str, _note("address to bind; not loopback needs a token")] = "127.0.0.1"
     port: Annotated[Port, _note("0 takes a free port")] = 8081
     token_file: Annotated[str, _note("file with the bearer token of /admin; empty: none")] = ""
+    metrics_only: Annotated[
+        bool, _note("answer /metrics, /healthz and /readyz alone, to anybody; needs no token")
+    ] = False
 
 
 class Discovery(Tree, frozen=True, kw_only=True):

@@ -30,7 +30,7 @@ from warmlane.router.build import Running, build
 from warmlane.router.config import Config
 from warmlane.router.config_load import from_data, read, with_flags
 from warmlane.router.errors import ConfigError
-from warmlane.router.proxy.admin import Admin, start_admin
+from warmlane.router.proxy.admin import Admin, is_loopback, start_admin
 from warmlane.router.serve import set_up_logging
 
 log = logging.getLogger("warmlane")
@@ -57,7 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--host", text="address of the gRPC ports (127.0.0.1)")
     option("--port", "--grpc-port", text="ext_proc port (9002)", type=int, metavar="PORT")
     option("--health-port", "--grpc-health-port", text="health port (9003)", type=int)
-    option("--metrics-host", text="address of metrics and admin (127.0.0.1)", metavar="HOST")
+    option(
+        "--metrics-host",
+        text="address of metrics, and of admin where it is safe (127.0.0.1)",
+        metavar="HOST",
+    )
     option("--metrics-port", text="port of metrics and admin (9090)", type=int, metavar="PORT")
     option("--insecure", text="plaintext gRPC in place of TLS", action="store_true")
     option("--tls-cert", text="PEM certificate, watched; default: self-signed", metavar="FILE")
@@ -131,6 +135,8 @@ def config_from(args: argparse.Namespace) -> Config:
     data["ext_proc"] = section
     admin = dict(data.get("admin") or {})
     admin.setdefault("port", _METRICS_PORT)
+    if not is_loopback(admin.get("host", "127.0.0.1")) and not admin.get("token_file"):
+        admin.setdefault("metrics_only", True)  # Prometheus in a cluster asks from elsewhere
     data["admin"] = admin
     if "zone" in given:
         data["zone"] = given["zone"]

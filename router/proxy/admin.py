@@ -67,9 +67,10 @@ class Admin:
         self.port = config.admin.port
         self._reload = reload
         self._token = b""
+        self._metrics_only = config.admin.metrics_only
         if config.admin.token_file:
             self._token = read_keys(config.admin.token_file, "admin.token_file")[0].encode()
-        elif not is_loopback(self.host):
+        elif not is_loopback(self.host) and not config.admin.metrics_only:
             raise ConfigError(
                 f"admin.host: {self.host!r}: an address that is not loopback needs admin.token_file"
             )
@@ -127,8 +128,12 @@ class Admin:
             return _error(500, "internal error; the log has the trace", "internal_error")
 
     def _check_access(self, request: web.Request) -> None:
-        if self._token:
-            if not request.path.startswith("/admin"):
+        guarded = request.path.startswith("/admin")
+        if self._metrics_only:
+            if guarded:
+                _refuse(403, "this port answers metrics and health only", "permission_error")
+        elif self._token:
+            if not guarded:
                 return
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
             told = given.strip().encode("utf-8", "surrogateescape")

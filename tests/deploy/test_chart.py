@@ -6,6 +6,7 @@ test here shows: a cluster that runs it.
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 
 from tests.envoy_e2e import test_configs
 from tests.envoy_e2e.install import ROOT
+from warmlane.router import ext_proc
 from warmlane.router.metrics import FAMILIES
 
 from .tools import (
@@ -156,3 +158,16 @@ def test_the_adapter_gives_what_the_scaler_asks_for(rendered: dict[str, list[Obj
     given = {rule["name"]["as"] for rule in rules["externalRules"]}
     scaler = of_kind(rendered["hpa"], "HorizontalPodAutoscaler")
     assert {each["external"]["metric"]["name"] for each in scaler["spec"]["metrics"]} == given
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_picker_knows_its_arguments(name: str, rendered: dict[str, list[Object]]) -> None:
+    """The very command line, but for the rest of the cluster."""
+    pod = of_kind(rendered[name], "Deployment")["spec"]["template"]["spec"]
+    [picker] = [each for each in pod["containers"] if each["name"] == "picker"]
+    assert picker["command"] == ["warmlane", "ext-proc"]
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    ext_proc.add_arguments(parser)
+    args = parser.parse_args(picker["args"])
+    assert (args.port, args.health_port, args.metrics_port) == (9002, 9003, 9090)
+    assert args.response_level == 1

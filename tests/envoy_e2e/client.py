@@ -42,6 +42,7 @@ class Ask:
     headers: Mapping[str, str] = field(default_factory=dict)
     pieces: AsyncIterable[bytes] | None = None
     trailers: Mapping[str, str] = field(default_factory=dict)
+    host: str = "gateway.test"
 
 
 class _Http1Answer:
@@ -81,7 +82,7 @@ class Http1:
 
     async def send(self, ask: Ask) -> None:
         """The whole request; a reset by the peer while sending is left for `read` to tell."""
-        lines = [f"{ask.method} {ask.path} HTTP/1.1", "host: gateway.test"]
+        lines = [f"{ask.method} {ask.path} HTTP/1.1", f"host: {ask.host}"]
         lines += [f"{name}: {value}" for name, value in ask.headers.items()]
         if ask.pieces is not None:
             lines.append("transfer-encoding: chunked")
@@ -198,7 +199,7 @@ class Http2:
         number = self.wire.get_next_available_stream_id()
         self.answers[number], self.done[number] = Answer(), asyncio.Event()
         head = {":method": ask.method, ":path": ask.path, ":scheme": "http"}
-        head |= {":authority": "gateway.test", **ask.headers}
+        head |= {":authority": ask.host, **ask.headers}
         empty = not ask.body and ask.pieces is None
         self.wire.send_headers(number, list(head.items()), end_stream=empty)
         self.flush()

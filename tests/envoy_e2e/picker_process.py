@@ -79,7 +79,7 @@ class Picker:
     async def total(self, name: str, **labels: str) -> float:
         """Sum over the samples of one of the picker's own metrics with these labels."""
         peer = await Http1.connect(self.metrics_port)
-        text = (await peer.ask(Ask(path="/metrics", method="GET"))).body.decode()
+        text = (await peer.ask(Ask(path="/metrics", method="GET", host="localhost"))).body.decode()
         peer.close()
         return sum(
             sample.value

@@ -310,6 +310,26 @@ async def test_an_open_address_needs_a_token() -> None:
             await running.close()
 
 
+async def test_an_open_address_may_tell_metrics_alone() -> None:
+    """What Prometheus in a cluster needs, and nothing that changes or tells more."""
+    async with Engine() as engine:
+        options = AdminConfig(host="0.0.0.0", port=0, metrics_only=True)
+        config = config_of(engine, admin=options)
+        running = await build(config)
+        admin = await start_admin(running, config, list)
+        bench = Bench(engine, running, admin)
+        try:
+            for path in ("/metrics", "/healthz", "/readyz"):
+                status, _ = await bench.call("GET", path, headers={"Host": "10.0.0.7:9090"})
+                assert status in (200, 503)
+            for path in ("/admin/v1/config", "/admin/v1/replicas"):
+                assert (await bench.call("GET", path))[0] == 403
+        finally:
+            await bench.session.close()
+            await admin.close()
+            await running.close()
+
+
 def test_which_hosts_are_loopback() -> None:
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]")))
     assert not any(
