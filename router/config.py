@@ -241,9 +241,14 @@ class Index(Tree, frozen=True, kw_only=True):
     block_tokens: Annotated[
         int, Meta(ge=1, le=58, description="tokens per block of token-id prompts")
     ] = 16
-    max_bytes: Annotated[int, Meta(ge=0, description="memory of the index per pool; 0: no cap")] = (
-        1_073_741_824
-    )
+    max_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="memory of the index per pool, half for text and half for token-id prompts;"
+            " 0: no cap. 1 GiB follows 1 G tokens of cache: 2 M of each of 512 replicas",
+        ),
+    ] = 1_073_741_824
     capacity_tokens: Annotated[
         Count, _note("KV cache of a replica that tells none anywhere (with a warning)")
     ] = 131_072

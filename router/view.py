@@ -15,7 +15,7 @@ from warmlane._core import cost
 from warmlane._core.hashing import KeyArray, text_keys
 from warmlane.router.candidates import CandidateColumns
 from warmlane.router.config import Index
-from warmlane.router.index import ApproximateIndex
+from warmlane.router.index import BLOCK_BYTES, ApproximateIndex
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.prefix import PrefixKey
 from warmlane.router.trust import BytesPerToken, Trust
@@ -24,6 +24,8 @@ from warmlane.router.types import LoadSnapshot, Request
 log = logging.getLogger("warmlane.view")
 
 UNITS: Final = ("text", "tokens")
+# A share of the index below this part of a replica's cache is worth a warning.
+_CLEARLY_SMALL: Final = 0.8
 # The learned bytes per token moves the capacity in blocks; below this change a resize is noise.
 _RESIZE_SHARE: Final = 0.05
 _MAX_FILLER_BLOCKS: Final = 4096  # half a megabyte of generated text in one answer
@@ -43,6 +45,8 @@ class CacheView:
         self._tokens = array("d")
         self._sized_for = self.bytes_per_token.value
         self._fillers = 0
+        self._check_room = False
+        self._is_small = False
         pool.on_change(self._on_change)
         pool.on_load(self._on_load)
 
@@ -141,6 +145,14 @@ class CacheView:
         for replica in self.pool:
             self._resize(replica)
 
+    def room_tokens(self) -> int | None:
+        """Cached tokens that the index can follow for each replica of the pool; None: no bound."""
+        cap = self._config.max_bytes // len(UNITS)
+        if not cap:
+            return None
+        blocks = cap // BLOCK_BYTES // max(1, sum(1 for _ in self.pool))
+        return int(blocks * self.block_tokens("text"))
+
     # Between decisions
 
     def is_free(self, slot: int) -> bool:
@@ -149,6 +161,9 @@ class CacheView:
 
     def maintain(self, budget_us: int) -> bool:
         """Sweep dropped replicas; True while work remains."""
+        if self._check_room:
+            self._check_room = False
+            self._say_room()
         remains = False
         for index in self._indexes.values():
             remains = index.maintain(budget_us) or remains
@@ -168,6 +183,23 @@ class CacheView:
                 index.add(replica.slot, self._capacity_blocks(replica, unit))
         return index
 
+    def _say_room(self) -> None:
+        """One line when the replicas' caches outgrow the index: it then forgets what they hold."""
+        most = max((self.capacity_tokens(replica) or 0 for replica in self.pool), default=0)
+        room = self.room_tokens()
+        small = room is not None and room < _CLEARLY_SMALL * most
+        if small and not self._is_small:
+            assert room is not None
+            log.warning(
+                "index pool=%s small=true room_tokens=%d replica_tokens=%d max_bytes=%d needed=%d",
+                self.pool.name,
+                room,
+                most,
+                self._config.max_bytes,
+                self._config.max_bytes * most // max(1, room),
+            )
+        self._is_small = small
+
     def _capacity_blocks(self, replica: Replica, unit: str) -> int:
         tokens = self.capacity_tokens(replica) or self._config.capacity_tokens
         return max(1, round(tokens / self.block_tokens(unit)))
@@ -178,6 +210,7 @@ class CacheView:
 
     def _on_change(self, event: str, replica: Replica) -> None:
         slot = replica.slot
+        self._check_room = self._check_room or event in ("added", "removed")
         if event == "added":
             self.trust.reset(slot)
             for unit, index in self._indexes.items():
@@ -204,4 +237,5 @@ class CacheView:
             )
         told = (load.num_blocks, load.block_size)
         if previous is None or told != (previous.num_blocks, previous.block_size):
+            self._check_room = True
             self._resize(replica)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from warmlane.router.config_load import from_data
 from warmlane.router.core import Router
 from warmlane.router.decide import LAST_RESORT
 from warmlane.router.errors import NoReplica
+from warmlane.router.index import BLOCK_BYTES
 from warmlane.router.types import (
     Decision,
     LoadSnapshot,
@@ -346,3 +348,37 @@ def test_a_removed_replica_comes_back_cold_in_a_slot_that_was_swept() -> None:
 
 
 # The library
+
+
+def test_an_index_that_is_clearly_too_small_is_warned_about(caplog: Any) -> None:
+    """Once, when the engines have told their caches, with the size that would do."""
+    router = Router(
+        from_data(
+            {
+                "pools": [{"replicas": [f"http://r{n}:80" for n in range(4)]}],
+                "index": {"max_bytes": 64 << 20},
+            }
+        )
+    )
+    pool, view = router.pools["default"], router.lanes["default"].view
+    room = view.room_tokens()
+    assert room == (32 << 20) // BLOCK_BYTES // 4 * 32
+    with caplog.at_level(logging.WARNING):
+        pool.update_load(0, LoadSnapshot(taken_at=0.0, num_blocks=room // 16, block_size=16))
+        router.maintain(0.0)
+        assert not [line for line in caplog.messages if line.startswith("index ")]
+        for slot in range(3):
+            load = LoadSnapshot(taken_at=1.0, num_blocks=room // 8, block_size=16)
+            pool.update_load(slot, load)
+            router.maintain(1.0)
+    told = [line for line in caplog.messages if line.startswith("index ")]
+    assert told == [
+        f"index pool=default small=true room_tokens={room} replica_tokens={2 * room}"
+        f" max_bytes={64 << 20} needed={128 << 20}"
+    ]
+    enough = Router(from_data({"pools": [{"replicas": ["http://r0:80"]}]}))
+    load = LoadSnapshot(taken_at=0.0, num_blocks=100_000, block_size=16)
+    enough.pools["default"].update_load(0, load)
+    caplog.clear()
+    enough.maintain(0.0)
+    assert caplog.messages == []
