@@ -37,6 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "warmlane.router.config_cli",
         "check a config file and print it with defaults",
     ),
+    "epp-conformance": (
+        "warmlane.envoy.conformance.command",
+        "try any endpoint picker over gRPC, case by case",
+    ),
     "explain": (
         "warmlane.router.explain_cli",
         "ask a running router why it would choose a replica",
