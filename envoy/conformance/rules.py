@@ -15,6 +15,7 @@ from warmlane.envoy.conformance.wire import HeaderChange, Headers, Reply
 # Replies above it do not fit Envoy's default HTTP/2 window at once; the API recommends to stay
 # below it (ProcessingMode.FULL_DUPLEX_STREAMED).
 MESSAGE_BYTES = 65_536
+ADD_IF_ABSENT, OVERWRITE_IF_EXISTS = 1, 3  # HeaderAppendAction
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z:-]+")
 _ROUTING = (":method", ":authority", ":scheme", "host")  # ignored unless allow_all_routing
 
@@ -186,6 +187,11 @@ class Side:
                 self.broken.append(
                     f"{lower} comes in `value`: Envoy reads `raw_value` and sets it empty"
                 )
+            there = any(pair[0] == lower for pair in pairs)
+            if (change.action == ADD_IF_ABSENT and there) or (
+                change.action == OVERWRITE_IF_EXISTS and not there
+            ):
+                return
             if not change.append:
                 pairs[:] = [pair for pair in pairs if pair[0] != lower]
             pairs.append((lower, change.value if change.raw else b""))

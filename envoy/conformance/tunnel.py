@@ -14,6 +14,7 @@ import ssl
 from warmlane.envoy.conformance.target import Target
 
 READ_BYTES = 262_144
+CLOSE_S = 0.5
 
 
 def tls_context(target: Target) -> ssl.SSLContext | None:
@@ -62,8 +63,10 @@ class Tunnel:
         await _hang_up(writer)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        # A picker that does not answer a TLS close must not hold up the next case.
+        closing = {} if self._context is None else {"ssl_shutdown_timeout": CLOSE_S}
         reader, writer = await asyncio.open_connection(
-            self._host, self._port_there, ssl=self._context, server_hostname=self._name
+            self._host, self._port_there, ssl=self._context, server_hostname=self._name, **closing
         )
         found = writer.get_extra_info("ssl_object")
         self.alpn = found.selected_alpn_protocol() if found is not None else None

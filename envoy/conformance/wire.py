@@ -55,7 +55,7 @@ class HeaderChange(msgspec.Struct, frozen=True):
     """One entry of HeaderMutation.set_headers.
 
     raw: the value came in `raw_value`; both: in `value` as well, which Envoy refuses; append: an
-    older value stays (in ext_proc replacing is the default).
+    older value stays (in ext_proc replacing is the default); action: HeaderAppendAction.
     """
 
     name: str
@@ -63,6 +63,7 @@ class HeaderChange(msgspec.Struct, frozen=True):
     raw: bool
     both: bool
     append: bool
+    action: int = 0
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,6 +182,7 @@ def _change(option: Any) -> HeaderChange:
         bool(raw) or not text,
         bool(raw) and bool(text),
         bool(option.append.value),
+        int(option.append_action),
     )
 
 
