@@ -29,6 +29,8 @@ _PROGRESS_EVERY: Final = 16
 # How a stream without an open ticket ended, by the phase of its request half (`session`).
 _ENDS: Final = ("reset", "reset", "done", "refused")
 _SERVED_HEADER: Final = b"x-conformance-test-served-endpoint"
+# A stream of events takes longer; a gateway that sends no response trailers leaves at once.
+_EARLY_S: Final = 0.02
 _OK: Final = Outcome()
 _CANCELLED: Final = Outcome(status="cancelled")
 _ERROR: Final = Outcome(status="error")
@@ -39,6 +41,7 @@ class Reply:
 
     __slots__ = (
         "_answer",
+        "_answered_at",
         "_beside",
         "_chunks",
         "_closed",
@@ -85,6 +88,7 @@ class Reply:
         self._beside: Beside | None = None
         self._answer: Answer | None = None
         self._http_status = 0
+        self._answered_at = 0.0
         self._reads = 0
         self._closed = False
         picker.open += 1
@@ -115,7 +119,10 @@ class Reply:
         metrics.ext_proc_streams = picker.open
         self._let_go()
         if self._open:
-            self._ended()
+            if self._left_early():
+                self._predict_end()
+            else:
+                self._ended()
             end = "done" if self._http_status else "reset"
         elif self.status is not None and self.status[0] != OK:
             end = "error"
@@ -184,7 +191,7 @@ class Reply:
             if plain and (sse or b"json" in content_type):
                 self._answer = Answer(self._kind, sse, picker.text_bytes)
                 return
-        now = monotonic()
+        now = self._answered_at = monotonic()
         if part.status >= 400 or not self._stream:
             picker.router.first_token(self._decision.ticket, now)
         else:
@@ -218,6 +225,22 @@ class Reply:
             self._ended()
 
     # The ticket
+
+    def _left_early(self) -> bool:
+        """Did the gateway end the stream though the answer goes on?
+
+        Envoy keeps the stream to the answer's end where it wants to send response trailers, and
+        else ends it after the headers. Only a stream of events can go on from there.
+        """
+        at = self._answered_at
+        return self._stream and self._answer is None and 0.0 < monotonic() - at < _EARLY_S
+
+    def _predict_end(self) -> None:
+        """Nobody will see the end: the ticket's is predicted."""
+        self._open = False
+        picker, decision = self._picker, self._decision
+        picker.predicted.watch(decision.ticket, self._slot, monotonic(), end=True)
+        self._count(self._http_status)
 
     def _served(self, address: str) -> None:
         """The gateway says who serves: the ticket follows."""

@@ -19,6 +19,7 @@ from warmlane.envoy.tls import Tls
 
 log = logging.getLogger("warmlane.envoy")
 
+_LONGER_S: Final = 60.0
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -31,7 +32,8 @@ class GrpcioTransport:
         self.port = 0
         self.open = 0
         self.streams = 0
-        self.cut = 0
+        self._emptied = asyncio.Event()
+        self._emptied.set()
         self._methods = methods
         self._server: Any = None
         self._running: set[asyncio.Task[Any]] = set()
@@ -67,9 +69,17 @@ class GrpcioTransport:
 
     async def drain(self, timeout_s: float) -> bool:
         """GOAWAY; streams under way finish. True: all did in time."""
-        before = self.cut
-        await self._server.stop(timeout_s)
-        return self.cut == before and self.open == 0
+        # grpcio does not say whether it had to cut, and tells a handler that is cut of an EOF: so
+        # its own grace is longer than ours, and the second call ends what the first let live.
+        stopping = asyncio.ensure_future(self._server.stop(timeout_s + _LONGER_S))
+        try:
+            await asyncio.wait_for(self._emptied.wait(), timeout_s)
+        except TimeoutError:
+            pass
+        whole = self.open == 0
+        await self._server.stop(None)
+        await stopping
+        return whole
 
     async def close(self) -> None:
         """Cut what is left."""
@@ -84,6 +94,7 @@ class GrpcioTransport:
         """One stream from its first message to its end."""
         self.open += 1
         self.streams += 1
+        self._emptied.clear()
         task = asyncio.current_task()
         assert task is not None, "grpc.aio runs handlers as tasks"
         self._running.add(task)
@@ -93,12 +104,13 @@ class GrpcioTransport:
             await self._talk(handler, call, context)
         except asyncio.CancelledError:
             if not call.over:
-                self.cut += handler.status is None
                 raise
             task.uncancel()
             await _finish(handler, context)
         finally:
             self.open -= 1
+            if not self.open:
+                self._emptied.set()
             self._running.discard(task)
             handler.closed()
 

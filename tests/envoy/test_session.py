@@ -539,11 +539,34 @@ def test_first_token_of_a_plain_answer_at_level_1_is_its_head(talk: Talk) -> Non
 def test_level_0_leaves_after_the_choice(make: Make) -> None:
     picker = make(response_level=0)
     talk = Talk(picker)
-    head, *pieces = talk.say(envoy.request_headers(), envoy.request_body(BODY))
+    first = envoy.request_headers(response_mode=envoy.NONE)
+    head, *pieces = talk.say(first, envoy.request_body(BODY))
     assert head.endpoint in ENDPOINTS and envoy.joined(pieces) == BODY
     assert talk.session.status == (0, "")
     talk.session.closed()
     assert picker.router.open_tickets == 1
+    picker.predicted.tick(1e12)
+    assert picker.router.open_tickets == 0
+
+
+def test_level_0_stays_where_a_chunk_of_the_answer_could_be_on_its_way(make: Make) -> None:
+    talk = Talk(make(response_level=0))
+    chosen(talk, response_mode=envoy.FULL_DUPLEX)
+    assert talk.session.status is None
+    (head, piece) = talk.say(envoy.response_headers(401), envoy.response_body(b"no key"))
+    assert head.kind == "response_headers" and piece.piece == (b"no key", True)
+    talk.end()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_gateway_that_leaves_after_the_headers_of_a_stream(make: Make, stream: bool) -> None:
+    picker = make()
+    talk = Talk(picker)
+    body = BODY[:-1] + b',"stream":true}' if stream else BODY
+    talk.say(envoy.request_headers(response_mode=envoy.NONE), envoy.request_body(body))
+    talk.say(envoy.response_headers())
+    talk.end()
+    assert picker.router.open_tickets == stream, "the end of a stream is predicted"
     picker.predicted.tick(1e12)
     assert picker.router.open_tickets == 0
 
