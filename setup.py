@@ -6,9 +6,12 @@ Switches (environment variables, "1" turns one on):
   WARMLANE_DEBUG     -O0 -g, bounds checks on
   WARMLANE_SANITIZE  AddressSanitizer and UndefinedBehaviorSanitizer
   WARMLANE_NATIVE    -march=native: faster here, not portable to an older CPU
+  WARMLANE_H2        stop when libnghttp2 is missing, instead of leaving the native transport out
 """
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +38,59 @@ def check_links() -> None:
             )
 
 
+def nghttp2() -> dict[str, list[str]] | None:
+    """How to compile and link with libnghttp2, or None where it is not installed.
+
+    Asked of pkg-config; without it, of the compiler.
+    """
+    tool = os.environ.get("PKG_CONFIG") or shutil.which("pkg-config")
+    if tool:
+        ask = [tool, "--cflags", "--libs", "libnghttp2 >= 1.43"]
+        done = subprocess.run(ask, capture_output=True, text=True)
+        if done.returncode == 0:
+            words = done.stdout.split()
+            libs = [word for word in words if word.startswith(("-l", "-L"))]
+            return {"cflags": [word for word in words if word not in libs], "ldflags": libs}
+    compiler = os.environ.get("CC", "cc").split()
+    test = "#include <nghttp2/nghttp2.h>\nint main(void) { return !nghttp2_version(0); }\n"
+    ask = [*compiler, "-xc", "-", "-o", os.devnull, "-lnghttp2"]
+    try:
+        done = subprocess.run(ask, input=test, capture_output=True, text=True)
+    except OSError:
+        return None
+    return {"cflags": [], "ldflags": ["-lnghttp2"]} if done.returncode == 0 else None
+
+
+def h2_extensions(
+    root: Path, cflags: list[str], ldflags: list[str], macros: list[tuple[str, str]]
+) -> list[Extension]:
+    """The native gRPC transport, all of it or (said aloud) nothing."""
+    found = nghttp2()
+    if found is None:
+        wanted = switch("H2")
+        print(
+            "warmlane: libnghttp2 or its header is not installed: the native ext-proc transport is "
+            "left out, grpcio serves instead (Debian: apt install libnghttp2-dev)",
+            file=sys.stderr,
+        )
+        if wanted:
+            sys.exit("warmlane: WARMLANE_H2=1 asks for it")
+        return []
+    headers = sorted(str(path) for path in (*root.glob("h2/*.h"), *root.glob("h2/*.pxd")))
+    return [
+        Extension(
+            f"warmlane._core.h2.{path.stem}",
+            [str(path)],
+            include_dirs=[str(root)],
+            depends=headers,
+            define_macros=macros,
+            extra_compile_args=[*cflags, *found["cflags"]],
+            extra_link_args=[*ldflags, *found["ldflags"]],
+        )
+        for path in sorted(root.glob("h2/*.pyx"))
+    ]
+
+
 def extensions() -> list[Extension]:
     debug, sanitize = switch("DEBUG"), switch("SANITIZE")
     cflags = ["-std=c11", "-fno-strict-aliasing", "-Wno-unreachable-code"]
@@ -59,7 +115,7 @@ def extensions() -> list[Extension]:
             extra_link_args=ldflags,
         )
         for path in sorted(root.glob("*.pyx"))
-    ]
+    ] + h2_extensions(root, cflags, ldflags, macros)
 
 
 check_links()

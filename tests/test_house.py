@@ -124,6 +124,9 @@ PACKAGES = {
     "rich": 8,
 }
 
+# A Cython function that Python can call, other than the making and unmaking of an object.
+PUBLIC = r"^\s*(def|cpdef)\s+(?!_[a-z]|__cinit__|__dealloc__)"
+
 
 class Import(NamedTuple):
     """One imported module, absolute, and where."""
@@ -359,10 +362,11 @@ def test_a_cython_module_is_four_files() -> None:
     wrong = []
     for line in sorted(files):
         if line.startswith("src_ext/") and line.endswith(".pyx"):
-            stem = Path(line).stem
-            sides = [f"src_ext/{stem}{end}" for end in (".pxd", ".pyi")]
+            path = Path(line)
+            sides = [str(path.with_suffix(end)) for end in (".pxd", ".pyi")]
             wrong += [side for side in sides if side not in files]
-            face = re.search(r"^\s*(def|cpdef)\s+(?!_[a-z])", (ROOT / line).read_text(), re.M)
+            stem = "_".join((*path.parts[1:-1], path.stem))
+            face = re.search(PUBLIC, (ROOT / line).read_text(), re.M)
             if face and not re.search(rf"core/(twin_{stem}|{stem}_twin)\.py", twins):
                 wrong.append(f"twin of {stem} in tests/core/")
     assert wrong == []

@@ -26,10 +26,12 @@ for part in setup.py pyproject.toml src router scorers envoy; do
     rm -rf "${copy:?}/$part"
     cp -a "$root/$part" "$copy/$part"
 done
-mkdir -p "$copy/src_ext"
-cp -pu "$root"/src_ext/*.{py,pyx,pxd,pyi,h} "$copy/src_ext/"
-for old in "$copy"/src_ext/*.{pyx,pxd,h}; do
-    [ -e "$root/src_ext/${old##*/}" ] || rm -f "$old" "${old%.*}".*.so
+for room in src_ext src_ext/h2; do
+    mkdir -p "$copy/$room"
+    cp -pu "$root/$room"/*.{py,pyx,pxd,pyi,h} "$copy/$room/"
+    for old in "$copy/$room"/*.{pyx,pxd,h}; do
+        [ -e "$root/$room/${old##*/}" ] || rm -f "$old" "${old%.*}".*.so
+    done
 done
 touch "$copy/README.md"
 if ! (cd "$copy" && WARMLANE_SANITIZE=1 "$python" setup.py -q build_ext --inplace -j 2) \
