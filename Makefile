@@ -6,7 +6,12 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.stamps
 SRC    := router scorers envoy src/warmlane/__init__.py src/warmlane/__main__.py
-CORE   := $(wildcard src_ext/*.pyx src_ext/*.pxd src_ext/*.h)
+CORE   := $(wildcard src_ext/*.pyx src_ext/*.pxd src_ext/*.h src_ext/h2/*.pyx src_ext/h2/*.pxd src_ext/h2/*.h)
+# One stamp for each way to build, so that a change of the switch builds everything again.
+NATIVE := $(filter-out 0,$(WARMLANE_NATIVE))
+BUILT  := $(STAMP)/core$(if $(NATIVE),-native)
+OTHER  := $(STAMP)/core$(if $(NATIVE),,-native)
+H2     := src_ext/h2/connection.*.so
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,17 +30,20 @@ help: ## this list
 
 setup: build ## create .venv and install everything the other targets need
 
-build: $(STAMP)/core ## compile the core in place (quick when nothing changed)
+build: $(BUILT) ## compile the core in place; WARMLANE_NATIVE=1: for this CPU only, not portable
 
-native: ## compile the core for this CPU only (WARMLANE_NATIVE=1): faster here, not portable
+native: ## build with the native ext-proc transport; installs libnghttp2-dev where it can (apt, root)
+	@deploy/install_nghttp2.sh
 	@$(MAKE) --no-print-directory $(STAMP)/installed
-	WARMLANE_NATIVE=1 $(PY) setup.py -q build_ext --inplace --force
-	@touch $(STAMP)/core
+	WARMLANE_H2=1 $(PY) setup.py -q build_ext --inplace
+	@touch $(BUILT)
 
 run: build ## four embedded replicas and the router on a slice of a trace (TRACE=FILE to choose)
 	$(PY) -m warmlane demo $(if $(TRACE),--trace "$(TRACE)")
 
 test: lint ## the linters, then every test that needs no real engine
+	@ls $(H2) >/dev/null 2>&1 || echo "make: the native ext-proc transport is not built here:" \
+	    "its tests are skipped ('make native' installs libnghttp2-dev and builds it)" >&2
 	$(PY) -m pytest -m "not vllm"
 
 test-vllm: build ## the router in front of two real vLLM engines (fetches about 600 MB once)
@@ -76,6 +84,6 @@ $(STAMP)/installed: pyproject.toml setup.py | $(STAMP)/venv
 	$(VENV)/bin/pip install -qq --disable-pip-version-check -e '.[test,lint]'
 	@touch $@
 
-$(STAMP)/core: $(STAMP)/installed $(CORE)
-	$(PY) setup.py -q build_ext --inplace
-	@touch $@
+$(BUILT): $(STAMP)/installed $(CORE)
+	$(PY) setup.py -q build_ext --inplace $(if $(wildcard $(OTHER)),--force)
+	@rm -f $(OTHER) && touch $@

@@ -10,21 +10,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from importlib import import_module
 from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from warmlane.envoy.streams import Methods
 from warmlane.router.errors import ConfigError
 
+if TYPE_CHECKING:
+    from warmlane._core.h2.connection import Connection
+
 try:
-    from warmlane._core.h2.connection import Connection, library_version
-    from warmlane._core.h2.streams import Shared
+    _connection: Any = import_module("warmlane._core.h2.connection")
+    _streams: Any = import_module("warmlane._core.h2.streams")
+    _WHY_MISSING = ""
 except ImportError as error:
     _WHY_MISSING = f"the native transport is not built here ({error})"
-    Connection = Shared = library_version = None  # type: ignore[misc,assignment]
-else:
-    _WHY_MISSING = ""
 
 log = logging.getLogger("warmlane.envoy")
 
@@ -78,7 +81,9 @@ class NativeTransport:
         self._methods = {path.encode(): factory for path, factory in methods.items()}
         names = {"held_bytes": "held_limit_bytes"}
         given = msgspec.structs.asdict(limits)
-        self._shared = Shared(**{names.get(name, name): value for name, value in given.items()})
+        self._shared = _streams.Shared(
+            **{names.get(name, name): value for name, value in given.items()}
+        )
         self._connections: set[Connection] = set()
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -93,10 +98,14 @@ class NativeTransport:
         )
         self.port = self._server.sockets[0].getsockname()[1]
         self._timer = self._loop.call_later(_TICK_S, self._tick)
-        log.info("native gRPC transport: port=%d libnghttp2=%s", self.port, library_version())
+        log.info(
+            "native gRPC transport: port=%d libnghttp2=%s", self.port, _connection.library_version()
+        )
 
     def _connection(self) -> Connection:
-        made = Connection(self._shared, self._methods, _report, self._lost, self._loop)
+        made: Connection = _connection.Connection(
+            self._shared, self._methods, _report, self._lost, self._loop
+        )
         self._connections.add(made)
         self._emptied.clear()
         return made
@@ -114,7 +123,8 @@ class NativeTransport:
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and gauges: open_connections, open_streams, held_bytes."""
-        return self._shared.stats()
+        counted: dict[str, float] = self._shared.stats()
+        return counted
 
     async def drain(self, timeout_s: float) -> bool:
         """GOAWAY, no new streams, let those under way finish. True: all did in time."""

@@ -92,6 +92,13 @@ def package_files(ends: tuple[str, ...]) -> set[str]:
     return found
 
 
+def has_nghttp2() -> bool:
+    """Whether a build here can have the native transport: library and header."""
+    program = "#include <nghttp2/nghttp2.h>\nint main(void) { return !nghttp2_version(0); }\n"
+    words = [os.environ.get("CC", "cc"), "-xc", "-", "-o", os.devnull, "-lnghttp2"]
+    return subprocess.run(words, input=program, text=True, capture_output=True).returncode == 0
+
+
 def make_venv(folder: Path, python: str = sys.executable) -> Path:
     run([python, "-m", "venv", folder], folder.parent)
     return folder / "bin" / "python"
@@ -153,6 +160,9 @@ def test_wheel_content(wheel: Path) -> None:
     compiled = {name for name in code if name.endswith(".so")}
     assert code - compiled == package_files(SHIPPED)
     sources = {name.removesuffix(".pyx") for name in package_files((".pyx",))}
+    if not any(name.startswith("_core/h2/") for name in compiled):
+        assert not has_nghttp2(), "libnghttp2 is here: the native transport belongs in the wheel"
+        sources = {name for name in sources if not name.startswith("_core/h2/")}
     assert {name.split(".")[0] for name in compiled} == sources
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata
@@ -208,10 +218,32 @@ def keep_smallest_module(tree: Path) -> str:
     sources = sorted((tree / "src_ext").glob("*.pyx"), key=lambda path: path.stat().st_size)
     alone = [path for path in sources if "cimport warmlane" not in path.read_text()]
     alone = [path for path in alone if "from warmlane" not in path.read_text()]
-    for path in sources:
+    for path in (*sources, *(tree / "src_ext" / "h2").glob("*.pyx")):
         if path != alone[0]:
             path.unlink()
     return alone[0].stem
+
+
+def test_without_libnghttp2_the_rest_is_built_and_said(tmp_path: Path) -> None:
+    """No silent half build: left out with a word, or an error where it was asked for."""
+    tree = copy_tree(tmp_path / "tree")
+    name = keep_smallest_module(tree)
+    out = tmp_path / "out"
+    tool = tmp_path / "no-pkg-config"
+    tool.write_text("#!/bin/sh\nexit 1\n")
+    tool.chmod(0o755)
+    compiler = tmp_path / "cc-without-nghttp2"
+    real = os.environ.get("CC", "cc")
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *-lnghttp2*) exit 1;; esac\nexec {real} "$@"\n')
+    compiler.chmod(0o755)
+    env = {"PKG_CONFIG": str(tool), "CC": str(compiler)}
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", out]
+    said = run(command, tree, env=env).stdout
+    assert "libnghttp2" in said and "grpcio serves instead" in said
+    assert list(out.glob(f"warmlane/_core/{name}.*.so"))
+    assert not list(out.glob("warmlane/_core/h2/*.so"))
+    done = run(command, tree, env=env | {"WARMLANE_H2": "1"}, check=False)
+    assert done.returncode == 1 and "WARMLANE_H2=1 asks for it" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -251,7 +283,8 @@ def test_generated_c_compiles_for_aarch64(tmp_path: Path) -> None:
     run([sys.executable, "-c", CYTHONIZE], tree)
     include = run([sys.executable, "-c", INCLUDE], tree).stdout.strip()
     sources = sorted((tree / "src_ext").glob("*.c"))
-    assert len(sources) == len(package_files((".pyx",)))
+    pure = [name for name in package_files((".pyx",)) if "/h2/" not in name]  # needs a library
+    assert len(sources) == len(pure)
     for source in sources:
         run([compiler, "-std=c11", "-fsyntax-only", f"-I{include}", "-Isrc_ext", source], tree)
 
