@@ -26,6 +26,7 @@ from warmlane.router.config_load import checked
 from warmlane.router.core import Router
 from warmlane.router.errors import ConfigError
 from warmlane.router.feeds.feeds import Feeds, engine_keys
+from warmlane.router.feeds.kube import accesses
 from warmlane.router.metrics_export import attach
 from warmlane.router.shadow import Shadow
 from warmlane.router.types import ReplicaState
@@ -39,7 +40,7 @@ _IDLE_S = 0.1
 
 # What a reload cannot change in a running router: sockets, and the sizes of tables and blocks.
 # Everything else it can. What is left as it was is named.
-_RESTART = ("listen", "admin", "ext_proc", "index", "tokens")
+_RESTART = ("listen", "admin", "ext_proc", "index", "tokens", "leader")
 _RESTART_LIMITS = ("replicas", "tickets", "upstream_idle")
 _RESTART_TIMEOUTS = ("upstream_keepalive_s",)
 _RESTART_POOL = ("tokenizer", "kv_events")
@@ -52,7 +53,7 @@ class Running:
         self.config = config
         self.router = Router(config, clock=monotonic, joining=True)
         self.metrics = self.router.metrics
-        self.feeds = Feeds(self.router.pools, config, self.metrics, monotonic)
+        self.feeds = Feeds(self.router.pools, config, self.metrics, monotonic, self.router.catalog)
         self.draining = False
         self.shadow: Shadow | None = None  # of the face that serves, if it compares decisions
         self.fixed_pools = False  # the face cannot take pools that come or go
@@ -77,6 +78,8 @@ class Running:
         """ "" while new requests can be served, else the reason for /readyz."""
         if self.draining:
             return "draining"
+        if self.feeds.lease is not None and not self.feeds.lease.leading:
+            return "not the leader"
         for pool in self.router.pools.values():
             if any(replica.state is ReplicaState.READY for replica in pool):
                 return ""
@@ -90,14 +93,14 @@ class Running:
         try:
             later = restart_needed(self.config, config, self.fixed_pools)
             live = checked(_only_live(self.config, config, self.fixed_pools))
-            keys = engine_keys(live)
+            keys, found = engine_keys(live), accesses(live)
             gone = self.router.reload(live)
         except ConfigError as error:
             self.metrics.reloaded("failed")
             log.error('event=reload result=failed why="%s"', error)
             raise
         self.config = live
-        self.feeds.reload(live, keys)
+        self.feeds.reload(live, keys, found)
         for follow in self.followers:
             follow(live)
         for pool in gone:

@@ -1,13 +1,15 @@
 """Model names to pools: aliases, adapters, weighted splits, and what /v1/models answers. Floor 3.
 
-Names come from the config and from what replicas list themselves. A name resolves to one target;
-targets are kept until a pool changes its models. Names that nobody is known to serve are kept
-apart, a few short ones at a time, so that no table grows with what clients write.
+Names come from the config, from rewrites that discovery finds and from what replicas list. The
+config's own entry for a name comes first, then an exact rewrite, then a pool's generic one. A name
+resolves to one target; targets are kept until a pool changes its models. Names that nobody is known
+to serve, and those that a rewrite covers, are kept apart, a few short ones at a time, so that no
+table grows with what clients write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from warmlane._core.hashing import digest
 from warmlane.router.config import Config, ModelConfig
 from warmlane.router.errors import RequestError
 from warmlane.router.pool import Pool, Replica
+from warmlane.router.rewrites import Arms, Rewrite, Rewrites
 from warmlane.router.types import JsonObject, Request
 
 _MAX_GUESSES = 256  # unknown names kept, of at most that many characters
@@ -39,6 +42,9 @@ class Catalog:
 
     def __init__(self, config: Config, pools: Mapping[str, Pool]) -> None:
         self._pools = pools
+        self._rewrites: dict[str, Rewrites] = {}
+        self._objectives: dict[str, Mapping[str, int]] = {}
+        self._ruled: dict[str, tuple[str, Arms]] = {}
         self._targets: dict[str, Target] = {}
         self._guesses: dict[str, Target] = {}
         self.follow(config)
@@ -53,6 +59,9 @@ class Catalog:
             entry.name: list(accumulate(arm.weight for arm in entry.split))
             for entry in config.models
             if entry.split
+        }
+        self._rewrites = {
+            name: each for name, each in self._rewrites.items() if name in self._pools
         }
         self._forget()
 
@@ -74,6 +83,23 @@ class Catalog:
             )
         return target
 
+    def set_rewrites(self, pool: str, found: Sequence[Rewrite]) -> None:
+        """All rewrites of one pool, in place of those before."""
+        table = Rewrites(found)
+        before = self._rewrites.get(pool)
+        if before is not None and before.source == table.source:
+            return
+        self._rewrites[pool] = table
+        self._forget()
+
+    def set_objectives(self, pool: str, found: Mapping[str, int]) -> None:
+        """Priorities by objective name of one pool, in place of those before."""
+        self._objectives[pool] = dict(found)
+
+    def importance(self, pool: str, objective: str) -> int | None:
+        """Priority of an InferenceObjective, higher is more important; None where it is not known."""
+        return self._objectives.get(pool, {}).get(objective)
+
     def models(self) -> list[JsonObject]:
         """Merged entries of /v1/models: every name a client may ask for, sorted, each once."""
         found: dict[str, JsonObject] = {}
@@ -88,6 +114,9 @@ class Catalog:
                     found[name] = _entry(name, max_model_len=listed.max_model_len)
                 for name, base in listed.adapters.items():
                     found[name] = _entry(name, parent=base, max_model_len=listed.max_model_len)
+        for table in self._rewrites.values():
+            for name in table.exact:
+                found.setdefault(name, _entry(name))
         for entry in self._entries.values():
             found.setdefault(entry.name, _entry(entry.name))
         return [found[name] for name in sorted(found)]
@@ -97,6 +126,10 @@ class Catalog:
         entry = self._entries.get(name)
         if entry is not None and entry.split:
             return self._arm(entry, request, rand)
+        if entry is None:
+            ruled = self._ruled.get(name) or self._rule(name)
+            if ruled is not None:
+                return self._rewritten(*ruled, request, rand)
         target = self._served_target(name) if entry is None else self._entry_target(entry)
         if target is not None:
             self._targets[name] = target
@@ -115,6 +148,30 @@ class Catalog:
         point = (chance % (1 << _RAND_BITS)) / (1 << _RAND_BITS) * sums[-1]
         arm = entry.split[next(i for i, end in enumerate(sums) if point < end)]
         return self._named_target(arm.pool, arm.model, arm.adapter, entry.name)
+
+    def _rule(self, name: str) -> tuple[str, Arms] | None:
+        """The pool and the targets of the rewrite that applies to a name."""
+        tables = self._rewrites
+        if not tables:
+            return None
+        exact = ((p, table.exact[name]) for p, table in tables.items() if name in table.exact)
+        found = next(exact, None)
+        if found is None:
+            served = self._served_target(name)
+            pools = [served.pool] if served is not None else [self._default, *tables]
+            generic = ((p, tables[p].generic) for p in pools if p in tables)
+            found = next(((p, arms) for p, arms in generic if arms is not None), None)
+        if found is not None and len(name) <= _MAX_GUESSES:
+            if len(self._ruled) >= _MAX_GUESSES:
+                self._ruled.clear()
+            self._ruled[name] = found
+        return found
+
+    def _rewritten(self, pool: str, arms: Arms, request: Request, rand: int) -> Target:
+        """A session stays with its target: its prefix is warm there."""
+        chance = digest(request.session.encode()) if request.session else rand
+        model = arms.choose(chance)
+        return self._named_target(pool, model, "", model)
 
     def _entry_target(self, entry: ModelConfig) -> Target:
         pool = entry.pool
@@ -166,6 +223,7 @@ class Catalog:
             self._forget()
 
     def _forget(self) -> None:
+        self._ruled.clear()
         self._targets.clear()
         self._guesses.clear()
 

@@ -54,6 +54,57 @@ class Admin(Tree, frozen=True, kw_only=True):
     ] = False
 
 
+class Kubernetes(Tree, frozen=True, kw_only=True):
+    """Replicas out of the Kubernetes API: exactly one of `pool`, `selector` and `slices`."""
+
+    pool: Annotated[str, _note("InferencePool to follow: its selector and its ports")] = ""
+    selector: Annotated[str, _note("or pods by label selector, with `ports`")] = ""
+    slices: Annotated[
+        str, _note("or EndpointSlices by label selector: kubernetes.io/service-name=NAME")
+    ] = ""
+    namespace: Annotated[str, _note("empty: the one of this process, else the context's")] = ""
+    ports: Annotated[
+        list[Annotated[int, Meta(ge=1, le=65535)]],
+        Meta(max_length=8, description="ports of a pod, each its own replica; slices: of these"),
+    ] = []
+    scheme: Annotated[Literal["http", "https"], _note("scheme of the replicas")] = "http"
+    metrics_port: Annotated[Port, _note("metrics on a port of their own; 0: the replica's")] = 0
+    leaders_only: Annotated[
+        bool, _note("of a LeaderWorkerSet, Ray cluster or AIBrix group the leader alone")
+    ] = True
+    labels: Annotated[
+        list[str], _note("pod labels that replicas keep, besides llm-d.ai/role and engine-type")
+    ] = []
+    model_label: Annotated[
+        str, _note("pod label with the served model's name, used while /v1/models is unknown")
+    ] = ""
+    adapter_label_prefix: Annotated[
+        str, _note("pod labels that begin so name an adapter, for example adapter.kubeai.org/")
+    ] = ""
+    node_zones: Annotated[
+        bool, _note("zone from the node where the pod tells none; needs list and watch on nodes")
+    ] = False
+    objectives: Annotated[bool, _note("read InferenceObjectives where installed")] = True
+    rewrites: Annotated[bool, _note("read InferenceModelRewrites where installed")] = True
+    kubeconfig: Annotated[str, _note("file for use outside a cluster; empty: in the cluster")] = ""
+    context: Annotated[str, _note("context of that file; empty: its current one")] = ""
+
+
+class Leader(Tree, frozen=True, kw_only=True):
+    """One active picker of several, by a Lease; the others stay warm and are not ready."""
+
+    lease: Annotated[str, _note("name of the Lease; empty: no election")] = ""
+    namespace: Annotated[str, _note("of the Lease; empty: the one of this process")] = ""
+    identity: Annotated[str, _note("name of this process; empty: host name and process id")] = ""
+    lease_s: Annotated[Seconds, _note("age at which others take a lease that is not renewed")] = (
+        15.0
+    )
+    renew_s: Annotated[Seconds, _note("time without a renewal after which the leader stops")] = 10.0
+    retry_s: Annotated[Seconds, _note("time between two tries")] = 2.0
+    kubeconfig: Annotated[str, _note("file for use outside a cluster; empty: in the cluster")] = ""
+    context: Annotated[str, _note("context of that file; empty: its current one")] = ""
+
+
 class Discovery(Tree, frozen=True, kw_only=True):
     """Where a pool's replicas come from, besides the static list."""
 
@@ -63,6 +114,9 @@ class Discovery(Tree, frozen=True, kw_only=True):
     srv: Annotated[str, _note("SRV name; each record is a replica")] = ""
     scheme: Annotated[Literal["http", "https"], _note("scheme of replicas found by DNS")] = "http"
     interval_s: Annotated[Seconds, _note("time between two look-ups")] = 5.0
+    kubernetes: Annotated[
+        Kubernetes | None, _note("replicas out of the Kubernetes API; null: none")
+    ] = None
 
 
 class PoolConfig(Tree, frozen=True, kw_only=True):
@@ -337,6 +391,7 @@ class Config(Tree, frozen=True, kw_only=True):
     tokens: Annotated[Tokens, _note("token ids for exact matching")] = Tokens()
     index: Annotated[Index, _note("view of the caches")] = Index()
     ext_proc: Annotated[ExtProc, _note("the Envoy endpoint picker")] = ExtProc()
+    leader: Annotated[Leader, _note("election among several pickers")] = Leader()
     transfer_params: Annotated[
         Literal["reject", "strip"], _note("what to do with a client's *_transfer_params")
     ] = "reject"

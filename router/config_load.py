@@ -17,6 +17,7 @@ import yaml
 
 from warmlane.router.config import Config, ModelConfig, PoolConfig
 from warmlane.router.config_events import check_events
+from warmlane.router.config_kube import check_kubernetes, check_leader
 from warmlane.router.errors import ConfigError
 from warmlane.router.types import ReplicaSpec
 
@@ -183,6 +184,7 @@ def checked(config: Config) -> Config:
         _check_pool(pool, f"pools[{i}]", config)
     for i, model in enumerate(config.models):
         _check_model(model, f"models[{i}]", names)
+    check_leader(config.leader)
     if config.default_pool and config.default_pool not in names:
         raise ConfigError(f"default_pool: {_show(config.default_pool)}: {_known(names)}")
     if bool(config.listen.tls_cert) != bool(config.listen.tls_key):
@@ -210,6 +212,7 @@ def _check_pool(pool: PoolConfig, where: str, config: Config) -> None:
             f"{where}.engine_api_key_env: {_show(pool.engine_api_key_env)}:"
             " engine_api_key_file is set too"
         )
+    check_kubernetes(pool.discovery.kubernetes, f"{where}.discovery.kubernetes")
     if len(pool.replicas) > config.limits.replicas:
         raise ConfigError(
             f"{where}.replicas: {len(pool.replicas)} replicas: limits.replicas is"

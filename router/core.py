@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import msgspec
+
 from warmlane._core.ledger import TICKET_BITS
 from warmlane.router.catalog import Catalog
 from warmlane.router.config import Config, PoolConfig
@@ -120,7 +122,7 @@ class Router:
         self._initial = ReplicaState.JOINING if joining else ReplicaState.READY
         for number, pool_config in enumerate(config.pools):
             self._open(self._lane(config, pool_config, f"pools[{number}]", number))
-        self._catalog = Catalog(config, self.pools)
+        self.catalog = Catalog(config, self.pools)
 
     def _lane(self, config: Config, pool_config: PoolConfig, where: str, number: int) -> Lane:
         """A lane for a pool that is new, with its static replicas. ConfigError."""
@@ -165,19 +167,23 @@ class Router:
         self._leaving += gone
         for lane in new:
             self._open(lane)
-            self._catalog.watch(lane.pool)
+            self.catalog.watch(lane.pool)
         lanes = {name: self.lanes[name] for name in names}  # the order of the config
         self.lanes.clear()
         self.lanes.update(lanes)
         self.pools.clear()
         self.pools.update((name, lane.pool) for name, lane in lanes.items())
         self.config = config
-        self._catalog.follow(config)
+        self.catalog.follow(config)
         return [lane.pool for lane in gone]
 
     def prepare(self, request: Request, rand: int = 0) -> Prepared:
         """Model name to pool, and the prefix key. Raises RequestError 404 `model_not_found`."""
-        target = self._catalog.resolve(request, rand)
+        target = self.catalog.resolve(request, rand)
+        if request.objective:
+            importance = self.catalog.importance(target.pool, request.objective)
+            if importance is not None:  # higher is more important there, lower is earlier here
+                request = msgspec.structs.replace(request, priority=-importance)
         index = self.config.index
         key = prefix_key(
             request,
@@ -230,7 +236,7 @@ class Router:
 
     def models(self) -> list[JsonObject]:
         """Merged entries for /v1/models."""
-        return self._catalog.models()
+        return self.catalog.models()
 
     def maintain(self, now: float, budget_us: int = 1000) -> bool:
         """Background work of all pools, at most about `budget_us` each; True while some remains.

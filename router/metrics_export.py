@@ -143,7 +143,9 @@ class RouterCollector(Collector):
         if name in HIT_FAMILIES:
             index = HIT_FAMILIES.index(name)
             return [(labels, cell[index]) for labels, cell in self.metrics.hits.items()]
-        return list(self.metrics.counts[name].items())
+        if name in self.metrics.counts:
+            return list(self.metrics.counts[name].items())
+        return list(self.metrics.gauges.get(name, {}).items())
 
     def _requests(self) -> Samples:
         return [

@@ -147,12 +147,12 @@ class Pool:
         self._changed("removed", replica)
         return True
 
-    def drain(self, name: str) -> bool:
+    def drain(self, name: str, reason: str = "drained by an operator") -> bool:
         """No new requests; those under way finish. False: no such member."""
         replica = self._names.get(name)
         if replica is None:
             return False
-        self._become(replica, ReplicaState.DRAINING, "drained by an operator")
+        self._become(replica, ReplicaState.DRAINING, reason)
         return True
 
     def undrain(self, name: str) -> bool:
@@ -161,6 +161,17 @@ class Pool:
         if replica is None:
             return False
         self._become(replica, replica.health, "undrained")
+        return True
+
+    def relabel(self, spec: ReplicaSpec) -> bool:
+        """Other labels or another zone for the same replica, which keeps all else."""
+        replica = self._names.get(spec.name)
+        if replica is None or replica.spec == spec:
+            return False
+        if replica.spec.url != spec.url or replica.spec.rank != spec.rank:
+            raise AssertionError("another endpoint is another replica: remove and add")
+        replica.spec = spec
+        self._changed("labels", replica)
         return True
 
     def reap(self, is_free: Callable[[int], bool]) -> int:
@@ -180,7 +191,7 @@ class Pool:
 
     def on_change(self, listener: Listener) -> None:
         """Call `listener(event, replica)` after a change: "added", "removed",
-        "state", "models" or "tokens"."""
+        "state", "models", "labels" or "tokens"."""
         self._listeners.append(listener)
 
     def on_load(self, listener: LoadListener) -> None:

@@ -31,6 +31,9 @@ HOP_HEADERS: Final = frozenset(
 INTERNAL_HEADERS: Final = frozenset({b"x-data-parallel-rank"})
 INTERNAL_PREFIXES: Final = (b"x-warmlane-", b"x-gateway-", b"x-llm-d-")
 
+# Where a gateway names the InferenceObjective of a request; the newer name first.
+OBJECTIVE_HEADERS: Final = (b"x-llm-d-inference-objective", b"x-gateway-inference-objective")
+
 # Objects that name KV blocks on other engines: vllm-wire.md fact 10.
 TRANSFER_FIELDS: Final = ("kv_transfer_params", "ec_transfer_params")
 
@@ -87,7 +90,8 @@ def parse(
     """The request, and the body to send on (the same object unless something was cut out).
 
     headers: names in lower case; read are content-type, content-encoding, x-session-id,
-    x-vllm-priority and, with trust_subset (the listener is not open to clients), x-warmlane-subset.
+    x-vllm-priority and, with trust_subset (the listener is not open to clients), x-warmlane-subset
+    and OBJECTIVE_HEADERS.
     prompt_bytes: canonical prompt bytes kept at most; what is beyond is not hashed.
     Raises RequestError: 400 for a body on a path with a prompt that is no JSON object, and on any
     path for transfer parameters (with "reject"); 415 for a compressed one.
@@ -129,6 +133,7 @@ def parse(
         salt=found.salt,
         session=text_session or found.session,
         priority=_priority(headers.get(b"x-vllm-priority"), found.priority),
+        objective=_objective(headers) if trust_subset else "",
         subset=subset,
     ), body
 
@@ -244,6 +249,15 @@ def _priority(header: bytes | None, told: int) -> int:
         return int(header)
     except ValueError:
         return told
+
+
+def _objective(headers: Mapping[bytes, bytes]) -> str:
+    """The InferenceObjective that a gateway names; the newer header first."""
+    for name in OBJECTIVE_HEADERS:
+        value = headers.get(name)
+        if value:
+            return value.decode("latin-1")
+    return ""
 
 
 def _subset(headers: Mapping[bytes, bytes]) -> frozenset[str] | None:

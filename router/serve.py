@@ -24,6 +24,7 @@ import uvloop
 from warmlane import __version__
 from warmlane.router.build import Running, build
 from warmlane.router.config import Config
+from warmlane.router.config_kube import with_inference_pool
 from warmlane.router.config_load import from_data, read, with_flags
 from warmlane.router.errors import ConfigError
 from warmlane.router.proxy.admin import Admin, start_admin
@@ -133,6 +134,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="URL",
     )
+    option("--pool-name", "an InferencePool to take replicas from", metavar="NAME")
+    option("--pool-namespace", "its namespace (that of this process)", metavar="NAME")
+    option("--kubeconfig", "how to reach Kubernetes from outside a cluster", metavar="FILE")
     option("--config", "YAML or JSON file (see warmlane check-config)", metavar="FILE")
     option("--host", "address for clients (127.0.0.1)")
     option("--port", "port for clients, 0 takes a free one (8080)", type=int)
@@ -200,6 +204,9 @@ def config_from(args: argparse.Namespace) -> Config:
         tokenizer=given.get("tokenizer"),
         kv_events=given.get("kv_events"),
     )
+    data = with_inference_pool(
+        data, given.get("pool_name"), given.get("pool_namespace"), given.get("kubeconfig")
+    )
     for name in ("zone", "debug_headers"):
         if name in given:
             data[name] = given[name]
@@ -208,8 +215,11 @@ def config_from(args: argparse.Namespace) -> Config:
     if args.drain_delay_s < 0:
         raise ConfigError(f"--drain-delay-s: {args.drain_delay_s:g}: must not be negative")
     config = from_data(data, where=str(path) if path else "options")
-    if not path and not config.pools[0].replicas:
-        raise ConfigError("no replica to route to: give --replica URL or --config FILE")
+    first = config.pools[0]
+    if not path and not first.replicas and first.discovery.kubernetes is None:
+        raise ConfigError(
+            "no replica to route to: give --replica URL, --pool-name NAME or --config FILE"
+        )
     return config
 
 

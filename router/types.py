@@ -36,6 +36,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     session: session id (header or body), "" if none.
     priority: `X-Vllm-Priority` or the body's `priority`; lower is earlier, 0 if none. Engines obey
         it only with a priority scheduler; it passes on either way.
+    objective: name of an InferenceObjective, "" if none: its priority counts where it is known.
     subset: endpoints ("host:port") or replica names that the request must stay within, or None.
     """
 
@@ -50,6 +51,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     salt: str = ""
     session: str = ""
     priority: int = 0
+    objective: str = ""
     subset: frozenset[str] | None = None
     rewrite_model: bool = True  # False: the body cannot be rewritten (streamed through)
 

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from warmlane.router.catalog import Catalog
 from warmlane.router.config import Config, PoolConfig
 from warmlane.router.errors import ConfigError
 from warmlane.router.feeds.client import engine_headers, open_session
 from warmlane.router.feeds.discovery import Watch, sources
+from warmlane.router.feeds.kube import KIND, KubeFeed, accesses
+from warmlane.router.feeds.kube_access import Access, open_access
+from warmlane.router.feeds.kube_lease import Lease
 from warmlane.router.feeds.membership import Membership
 from warmlane.router.feeds.probe import Prober
 from warmlane.router.feeds.scrape import Pace, Scraper
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool, Replica
+from warmlane.router.rewrites import Rewrite
 from warmlane.router.types import ReplicaSpec
 
 if TYPE_CHECKING:
@@ -46,6 +51,7 @@ class Feeds:
         config: Config,
         metrics: Metrics,
         clock: Callable[[], float],
+        catalog: Catalog | None = None,
     ) -> None:
         self.pools = pools
         self.metrics = metrics
@@ -57,7 +63,9 @@ class Feeds:
         self.probers: dict[tuple[str, str], Prober] = {}
         self.scrapers: dict[tuple[str, str], Scraper] = {}
         self._config = config
+        self.catalog = catalog
         self._headers: dict[str, dict[str, str]] = {}
+        self._accesses: dict[str, Access] = {}
         self._pace = Pace()
         self._session: aiohttp.ClientSession | None = None
         self.tokens: TokenFeed | None = None  # where a pool names a tokenizer
@@ -65,10 +73,13 @@ class Feeds:
         self._watches: dict[str, list[asyncio.Task[None]]] = {}
         self._leaving: list[Membership] = []  # of pools that a reload took away
         self._ticker: asyncio.Task[None] | None = None
+        self._elector: asyncio.Task[None] | None = None
+        self.lease: Lease | None = None  # None: no election, this picker always decides
 
     async def start(self) -> None:
-        """ConfigError when an engine key is configured but cannot be read."""
+        """ConfigError when an engine key or an access to Kubernetes is configured but not there."""
         self._headers = engine_keys(self._config)
+        self._accesses = accesses(self._config)
         self._session = open_session(self._config.timeouts.upstream_keepalive_s)
         if any(pool.tokenizer != "off" for pool in self._config.pools):
             self.tokens = _tokens()(
@@ -81,13 +92,17 @@ class Feeds:
         for pool_config in self._config.pools:
             self._follow(pool_config)
         self._ticker = self._spawn("membership", self._tick)
+        leader = self._config.leader
+        if leader.lease:
+            access = open_access(leader.kubeconfig, leader.context, "leader")
+            self.lease = Lease(leader, access, self.metrics, self.clock)
+            self._elector = self._spawn("leader election", self.lease.run)
 
     async def close(self) -> None:
         """Cancel every task and close the session; may be called twice."""
         tasks = [task for group in self._tasks.values() for task in group]
         tasks += [task for group in self._watches.values() for task in group]
-        if self._ticker is not None:
-            tasks.append(self._ticker)
+        tasks += [task for task in (self._ticker, self._elector) if task is not None]
         self._tasks.clear()
         self._watches.clear()
         for task in tasks:
@@ -95,17 +110,25 @@ class Feeds:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.tokens is not None:
             self.tokens.close()
+        if self.lease is not None:
+            await self.lease.release()
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    def reload(self, config: Config, headers: dict[str, dict[str, str]] | None = None) -> None:
+    def reload(
+        self,
+        config: Config,
+        headers: dict[str, dict[str, str]] | None = None,
+        found: dict[str, Access] | None = None,
+    ) -> None:
         """Follow a config that the router has taken: pools, keys, replicas, discovery, intervals.
 
-        headers: what `engine_keys` of that config said, read here if not given. ConfigError: they
-        cannot be read; nothing changed.
+        headers, found: what `engine_keys` and `kube.accesses` of that config said, read here if not
+        given. ConfigError: they cannot be read; nothing changed.
         """
         headers = engine_keys(config) if headers is None else headers
+        self._accesses = accesses(config) if found is None else found
         before = {pool.name: self._settings(pool) for pool in self._config.pools}
         self._config, self._headers = config, headers
         if self.tokens is not None:
@@ -159,7 +182,9 @@ class Feeds:
         deliver = partial(self._deliver, membership)
         deliver("static", config.replicas)
         found = sources(config.discovery)
-        for kind in {"file", "dns", "srv"} - {source.kind for source in found}:
+        kinds = {source.kind for source in found}
+        kinds |= {KIND} if config.discovery.kubernetes is not None else set()
+        for kind in {"file", "dns", "srv", KIND} - kinds:
             membership.forget_source(kind, self.clock())
         interval_s = config.discovery.interval_s
         self._watches[config.name] = [
@@ -169,6 +194,16 @@ class Feeds:
             )
             for source in found
         ]
+        kubernetes = config.discovery.kubernetes
+        receiver = _Receiver(self, membership)
+        if kubernetes is None:
+            receiver.rewrites(())
+            receiver.objectives({})
+        else:
+            access = self._accesses[config.name]
+            feed = KubeFeed(config.name, kubernetes, access, self.metrics, receiver)
+            task = self._spawn(f"discovery {config.name} {KIND}", feed.run)
+            self._watches[config.name].append(task)
 
     def _deliver(self, membership: Membership, kind: str, specs: Sequence[ReplicaSpec]) -> None:
         membership.update(kind, specs, self.clock())
@@ -242,6 +277,25 @@ def _tokens() -> type[TokenFeed]:
             f"pip install 'warmlane[exact]'"
         ) from error
     return found
+
+
+class _Receiver:
+    """Hands on what Kubernetes tells of one pool."""
+
+    def __init__(self, feeds: Feeds, membership: Membership) -> None:
+        self._feeds = feeds
+        self._membership = membership
+
+    def replicas(self, specs: Sequence[ReplicaSpec], held: frozenset[str]) -> None:
+        self._membership.update(KIND, specs, self._feeds.clock(), held)
+
+    def rewrites(self, found: Sequence[Rewrite]) -> None:
+        if self._feeds.catalog is not None:
+            self._feeds.catalog.set_rewrites(self._membership.pool.name, found)
+
+    def objectives(self, found: Mapping[str, int]) -> None:
+        if self._feeds.catalog is not None:
+            self._feeds.catalog.set_objectives(self._membership.pool.name, found)
 
 
 async def _forever(name: str, job: Job) -> None:

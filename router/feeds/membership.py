@@ -1,8 +1,9 @@
 """Who belongs to a pool: joins what the sources say and applies the difference to the pool.
 
-Sources are the config's static list, a watched file, DNS, and the admin interface; each may
-change its list at any time. A replica that no source names any more is drained first and removed
-when its last request is done or `drain_s` is over. Sans-I/O: `tick(now)` finishes drains.
+Sources are the config's static list, a watched file, DNS, Kubernetes and the admin interface; each
+may change its list at any time. A replica that no source names any more is drained first and
+removed when its last request is done or `drain_s` is over. One that its source holds (a pod that
+is not ready for now) is drained and stays. Sans-I/O: `tick(now)` finishes drains.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from warmlane.router.types import ReplicaSpec, ReplicaState
 log = logging.getLogger("warmlane.feeds")
 
 ADMIN = "admin"
+# Labels that say which engine it is: a pod's uid (addresses are used again) and where it is read.
+_IDENTITY = ("uid", "metrics_port")
 
 
 class Membership:
@@ -34,19 +37,29 @@ class Membership:
         self._sources: dict[str, dict[str, ReplicaSpec]] = {}
         self._banned: set[str] = set()  # removed by an operator although a source names it
         self._trouble: dict[str, str] = {}
+        self._holds: dict[str, frozenset[str]] = {}  # source -> endpoint URLs that it holds
+        self._held: set[str] = set()  # names drained for that, not by an operator
 
-    def update(self, source: str, specs: Sequence[ReplicaSpec], now: float) -> None:
-        """The whole present list of one source."""
+    def update(
+        self,
+        source: str,
+        specs: Sequence[ReplicaSpec],
+        now: float,
+        held: frozenset[str] = frozenset(),
+    ) -> None:
+        """The whole present list of one source. held: URLs in it that get no new request now."""
         wanted = {spec.name: spec for spec in map(normal_spec, specs)}
-        if self._sources.get(source) == wanted:
+        if self._sources.get(source) == wanted and self._holds.get(source, frozenset()) == held:
             return
         self._sources[source] = wanted
+        self._holds[source] = held
         named = {name for specs_by_name in self._sources.values() for name in specs_by_name}
         self._banned &= named  # a replica that left its source may come back with it
         self._reconcile(now)
 
     def forget_source(self, source: str, now: float) -> None:
         """The source is configured no more."""
+        self._holds.pop(source, None)
         if self._sources.pop(source, None):
             self._reconcile(now)
 
@@ -104,10 +117,11 @@ class Membership:
         wanted = self._wanted()
         for replica in list(self.pool):
             spec = wanted.get(replica.name)
-            if spec is None or spec != replica.spec:
+            if spec is None or not _same(spec, replica.spec):
                 # A changed spec is a new replica under the old name: it waits for the old one.
                 self._leave(replica.name, now)
             else:
+                self.pool.relabel(spec)
                 self._stay(replica.name)
         for name, spec in wanted.items():
             if self.pool.by_name(name) is not None:
@@ -121,6 +135,20 @@ class Membership:
                 log.info("event=replica_added pool=%s replica=%s", self.pool.name, name)
         for name in [name for name in self._trouble if name not in wanted]:
             del self._trouble[name]
+        self._hold(wanted)
+
+    def _hold(self, wanted: dict[str, ReplicaSpec]) -> None:
+        urls = frozenset[str]().union(*self._holds.values())
+        held = {name for name, spec in wanted.items() if spec.url in urls} - self.leaving.keys()
+        for name in held - self._held:
+            replica = self.pool.by_name(name)
+            if replica is not None and replica.state is not ReplicaState.DRAINING:
+                self._held.add(name)
+                self.pool.drain(name, "its source says not ready")
+        for name in self._held - held:
+            self._held.discard(name)
+            if name not in self.leaving:
+                self.pool.undrain(name)
 
     def _leave(self, name: str, now: float) -> None:
         if name in self.leaving:
@@ -148,6 +176,16 @@ class Membership:
             log.error(
                 'event=replica_refused pool=%s replica=%s why="%s"', self.pool.name, name, why
             )
+
+
+def _same(new: ReplicaSpec, old: ReplicaSpec) -> bool:
+    """The same engine, though its labels may differ? A zone may become known, not change."""
+    identity = {name: new.labels.get(name) for name in _IDENTITY}
+    zone = new.zone if not old.zone else old.zone
+    return (
+        msgspec.structs.replace(old, labels=new.labels, zone=zone) == new
+        and {name: old.labels.get(name) for name in _IDENTITY} == identity
+    )
 
 
 def state_counts(pool: Pool) -> dict[str, int]:

@@ -20,7 +20,7 @@ from warmlane.router.config import Probe
 from warmlane.router.feeds.client import EngineError, fetch
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool, Replica
-from warmlane.router.types import ModelList, ReplicaState
+from warmlane.router.types import ModelList, ReplicaSpec, ReplicaState
 
 log = logging.getLogger("warmlane.feeds")
 
@@ -127,7 +127,7 @@ class Prober:
         except EngineError as error:
             # It lives, only its list is unknown: requests that fit any model may still go there.
             self._say(str(error))
-            models = self.replica.models or ModelList()
+            models = self.replica.models or labelled_models(self.replica.spec) or ModelList()
         else:
             self._say("")
         self.pool.set_models(self.replica.slot, models)
@@ -177,6 +177,15 @@ class Prober:
 
 class _OutOfService(EngineError):
     """The engine itself says that it does not serve now: asleep or paused."""
+
+
+def labelled_models(spec: ReplicaSpec) -> ModelList | None:
+    """What labels `model` and `adapters` (comma-separated) of a discovered replica say."""
+    model = spec.labels.get("model", "")
+    if not model:
+        return None
+    names = spec.labels.get("adapters", "").split(",")
+    return ModelList(models=frozenset([model]), adapters={name: model for name in names if name})
 
 
 def model_list(body: bytes) -> ModelList:

@@ -123,10 +123,10 @@ def test_names_that_clients_make_up_are_not_kept() -> None:
     router = Router(from_data({"pools": [{"replicas": ["a:1"]}]}))
     for i in range(600):
         router.prepare(chat(model=f"made-up-{i}"))
-        assert len(router._catalog._targets) == 0 and len(router._catalog._guesses) <= 256
-    before = dict(router._catalog._guesses)
+        assert len(router.catalog._targets) == 0 and len(router.catalog._guesses) <= 256
+    before = dict(router.catalog._guesses)
     assert router.prepare(chat(model="long" * 100)).target.engine_name == "long" * 100
-    assert router._catalog._guesses == before
+    assert router.catalog._guesses == before
 
 
 def test_a_guess_ends_when_the_lists_are_known() -> None:

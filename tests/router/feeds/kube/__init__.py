@@ -1,0 +1,1 @@
+"""Kubernetes discovery against the API server of tests/kube_api."""
