@@ -60,9 +60,8 @@ class Catalog:
             for entry in config.models
             if entry.split
         }
-        self._rewrites = {
-            name: each for name, each in self._rewrites.items() if name in self._pools
-        }
+        for name in self._rewrites.keys() - self._pools.keys():
+            del self._rewrites[name]
         self._forget()
 
     def watch(self, pool: Pool) -> None:
@@ -97,7 +96,7 @@ class Catalog:
         self._objectives[pool] = dict(found)
 
     def importance(self, pool: str, objective: str) -> int | None:
-        """Priority of an InferenceObjective, higher is more important; None where it is not known."""
+        """Priority of an InferenceObjective, higher is more important; None: not known."""
         return self._objectives.get(pool, {}).get(objective)
 
     def models(self) -> list[JsonObject]:
