@@ -9,14 +9,18 @@ on a busy machine takes no part in it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 import aiohttp
 
+from .router import Router
 from .tap import Tap, Wire
 
 STREAMING_CLIENTS, WHOLE_CLIENTS = 3, 2
@@ -74,8 +78,42 @@ class Wait:
     """A time during which the router owed something. what: relay | start | move | end."""
 
     what: str
-    seconds: float
+    since: float
+    until: float
     dropped: bool = False  # the router gave the engine up: its own time-out is part of it
+
+    @property
+    def seconds(self) -> float:
+        return self.until - self.since
+
+
+class Hunger:
+    """How long the router and the clients were ready to run and got no core: the machine's doing.
+
+    From the kernel's count of each thread's wait in the run queue (/proc/PID/schedstat, second
+    number, nanoseconds), which goes on counting while nobody looks.
+    """
+
+    def __init__(self, router_pid: int) -> None:
+        self._router_pid = router_pid
+        self._seen: list[tuple[float, float]] = []
+
+    def look(self) -> None:
+        threads = Path(f"/proc/{os.getpid()}/task")
+        files = [each / "schedstat" for each in threads.iterdir()]
+        files.append(Path(f"/proc/{self._router_pid}/schedstat"))
+        waited = 0.0
+        for file in files:
+            with contextlib.suppress(OSError):  # a thread that ended, a kernel that does not tell
+                waited += int(file.read_text().split()[1]) / 1e9
+        self._seen.append((time.monotonic(), max(waited, self._seen[-1][1] if self._seen else 0.0)))
+
+    def within(self, since: float, until: float) -> float:
+        """Seconds between the looks around this interval."""
+        before = [waited for at, waited in self._seen if at <= since]
+        after = [waited for at, waited in self._seen if at >= until]
+        start = before[-1] if before else self._seen[0][1]
+        return (after[0] if after else self._seen[-1][1]) - start
 
 
 @dataclass
@@ -86,7 +124,7 @@ class Storm:
     wires: dict[str, list[Wire]]  # by request, in the order of sending
     victim: Tap
     dead: float  # when the blow had fallen
-    lag_s: float  # how late the clients themselves were at most, for want of a core
+    hunger: Hunger
 
     @property
     def moved(self) -> list[Fate]:
@@ -97,16 +135,16 @@ class Storm:
         """What the client of this request waited for the router."""
         wires = self.wires.get(fate.request, [])
         if not wires:
-            return [Wait("start", fate.ended - fate.started)]
-        found = [Wait("start", wires[0].sent - fate.started)]
+            return [Wait("start", fate.started, fate.ended)]
+        found = [Wait("start", fate.started, wires[0].sent)]
         for failed, then in pairwise(wires):
-            found.append(Wait("move", then.sent - failed.last, failed.dropped))
+            found.append(Wait("move", failed.last, then.sent, failed.dropped))
         last = wires[-1]
         # The router may hold the first event, which carries no token, until the second is there.
         begin = last.events[1] if len(last.events) > 1 else 0.0
         for came, seen in zip(last.events, fate.events, strict=False):
-            found.append(Wait("relay", seen - max(came, begin)))
-        found.append(Wait("end", fate.ended - last.last, last.dropped))
+            found.append(Wait("relay", max(came, begin), seen))
+        found.append(Wait("end", last.last, fate.ended, last.dropped))
         return found
 
 
@@ -139,23 +177,29 @@ async def one(session: aiohttp.ClientSession, url: str, fate: Fate) -> None:
 def vulnerable(fates: Sequence[Fate], taps: Sequence[Tap]) -> Tap | None:
     """An engine that has both a stream with most of it to come and a request without any byte.
 
-    As its tap knows it: the clients themselves may lag behind by seconds on a busy machine.
+    How far it is says its tap: the clients may lag behind by seconds on a busy machine.
     """
-    streams = {fate.request: fate.stream for fate in fates}
+    by_name = {fate.request: fate for fate in fates}
     for tap in taps:
-        now = [wire for wire in list(tap.wires) if wire.request in streams and wire.open]
-        begun = [wire for wire in now if 1 < len(wire.events) < YOUNG_EVENTS]
-        if begun and any(not wire.heard and not streams[wire.request] for wire in now):
+        open_ = [
+            (by_name[w.request], w) for w in list(tap.wires) if w.request in by_name and w.open
+        ]
+        begun = any(fate.tokens and len(wire.events) < YOUNG_EVENTS for fate, wire in open_)
+        if begun and any(not wire.heard and not fate.stream for fate, wire in open_):
             return tap
     return None
 
 
 async def storm(
-    url: str, taps: Sequence[Tap], before_s: float, after_s: float, strike: Callable[[Tap], None]
+    router: Router,
+    taps: Sequence[Tap],
+    before_s: float,
+    after_s: float,
+    strike: Callable[[Tap], None],
 ) -> Storm:
     """Run the clients, strike an engine that is in the midst of it, and run on for a while."""
     fates: list[Fate] = []
-    lag_s = 0.0
+    hunger = Hunger(router.process.pid)
     stop = asyncio.Event()
     for tap in taps:
         tap.wires.clear()
@@ -165,14 +209,12 @@ async def storm(
             while not stop.is_set():
                 fate = Fate(f"storm-{len(fates)}", time.monotonic(), stream)
                 fates.append(fate)
-                await one(session, url, fate)
+                await one(session, router.url, fate)
 
         async def watch() -> None:
-            nonlocal lag_s
             while not stop.is_set():
-                before = time.monotonic()
-                await asyncio.sleep(0.01)
-                lag_s = max(lag_s, time.monotonic() - before - 0.01)
+                hunger.look()
+                await asyncio.sleep(0.05)
 
         clients = [
             asyncio.create_task(client(number < STREAMING_CLIENTS))
@@ -189,8 +231,9 @@ async def storm(
         await asyncio.sleep(after_s)
         stop.set()
         await asyncio.gather(*clients)
+    hunger.look()
     wires: dict[str, list[Wire]] = {fate.request: [] for fate in fates}
     for wire in sorted((wire for tap in taps for wire in tap.wires), key=lambda wire: wire.sent):
         if wire.request in wires:
             wires[wire.request].append(wire)
-    return Storm(fates, wires, victim, dead, lag_s)
+    return Storm(fates, wires, victim, dead, hunger)
