@@ -1,21 +1,16 @@
 """Random buffers, sizes and cuts through `_core.hashing`, compared with the twin.
 
-Meant to run on a build with sanitizers: python tests/core/fuzz_hashing.py --seconds 20 --seed 1
+python -m tests.core.fuzz_hashing --seconds 20 --seed 1
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
-import time
-from pathlib import Path
 
 import xxhash
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from tests.core import twin_hashing as twin
+from tests.core.fuzzing import fuzz
 from warmlane._core import hashing
 
 
@@ -38,21 +33,5 @@ def one_round(rng: random.Random) -> None:
         assert hashing.xxh3(data) == xxhash.xxh3_64_intdigest(data)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    end, rounds = time.monotonic() + options.seconds, 0
-    while time.monotonic() < end:
-        seed = options.seed * 1_000_003 + rounds
-        try:
-            one_round(random.Random(seed))
-        except AssertionError:
-            sys.exit(f"fuzz_hashing: differs from the twin at round seed {seed}")
-        rounds += 1
-    print(f"fuzz_hashing: {rounds} rounds, no difference")
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(__file__, one_round)

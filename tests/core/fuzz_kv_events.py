@@ -1,6 +1,6 @@
 """Fuzz the event intake: true streams, damaged frames, noise, caps and failing allocations.
 
-    python tests/core/fuzz_kv_events.py [--seconds N] [--seed N]
+    python -m tests.core.fuzz_kv_events --seconds 20 --seed 1
 
 Meant for the sanitized build (run_sanitized.sh). Prints the seed first; a fault is an
 AssertionError of check_invariants or a report of the sanitizer.
@@ -8,11 +8,10 @@ AssertionError of check_invariants or a report of the sanitizer.
 
 from __future__ import annotations
 
-import argparse
 import random
-import time
 
 from tests.core.event_streams import FORMS, HASHES, Engine
+from tests.core.fuzzing import fuzz
 from warmlane._core.kv_events import BROKEN, MORE, Intake, _fail_alloc_after
 from warmlane._core.radix import RadixTree
 
@@ -102,19 +101,5 @@ class Fuzz:
         assert self.intake.map_bytes == 0, self.intake.map_bytes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Fuzz the event intake.")
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
-    args = parser.parse_args()
-    print(f"fuzz_kv_events: seed {args.seed}, {args.seconds:.0f} s", flush=True)
-    end = time.monotonic() + args.seconds
-    lives = 0
-    while time.monotonic() < end:
-        Fuzz(random.Random(args.seed + lives)).run(500)
-        lives += 1
-    print(f"fuzz_kv_events: {lives} lives, no fault")
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(__file__, lambda rng: Fuzz(rng).run(500))

@@ -1,14 +1,13 @@
 """Seeded, bounded random histories of `_core.ledger` against its twin; for a sanitizer build.
 
-python -m tests.core.fuzz_ledger --seed 1 --seconds 20
+python -m tests.core.fuzz_ledger --seconds 20 --seed 1
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import time
 
+from tests.core.fuzzing import fuzz
 from tests.core.twin_ledger import TwinLedger
 from warmlane._core import ledger
 from warmlane._core.ledger import Ledger, LedgerFull
@@ -42,39 +41,27 @@ def step(rnd: random.Random, real: Ledger, twin: TwinLedger, given: list[int], n
     del given[:-300]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    args = parser.parse_args()
-    end, seed, steps = time.monotonic() + args.seconds, args.seed, 0
-    while time.monotonic() < end:
-        rnd = random.Random(seed)
-        size = rnd.choice([1, 4, 100])
-        if rnd.random() < 0.1:
-            ledger._fail_alloc_after(0)
-            try:
-                Ledger(3, size)
-            except MemoryError:
-                pass
-            else:
-                raise AssertionError("a refused allocation went unnoticed")
-        real, twin = Ledger(7, size), TwinLedger(size)
-        given: list[int] = []
+def life(rnd: random.Random) -> int:
+    """400 steps on a ledger of its own."""
+    size = rnd.choice([1, 4, 100])
+    if rnd.random() < 0.1:
+        ledger._fail_alloc_after(0)
         try:
-            for at in range(400):
-                step(rnd, real, twin, given, float(at))
-                steps += 1
-            real.check_invariants()
-            assert real.stale_events == twin.stale
-            for name in COLUMNS:
-                assert list(getattr(real, name)) == twin.column(name, 7), name
-        except BaseException:
-            print(f"fuzz_ledger: failed with --seed {seed}")
-            raise
-        seed += 1
-    print(f"fuzz_ledger: {steps} steps, seeds {args.seed}..{seed - 1}, no difference")
+            Ledger(3, size)
+        except MemoryError:
+            pass
+        else:
+            raise AssertionError("a refused allocation went unnoticed")
+    real, twin = Ledger(7, size), TwinLedger(size)
+    given: list[int] = []
+    for at in range(400):
+        step(rnd, real, twin, given, float(at))
+    real.check_invariants()
+    assert real.stale_events == twin.stale
+    for name in COLUMNS:
+        assert list(getattr(real, name)) == twin.column(name, 7), name
+    return 400
 
 
 if __name__ == "__main__":
-    main()
+    fuzz(__file__, life)

@@ -1,17 +1,16 @@
 """Seeded, bounded random pools for `_core.mix` and `_core.trust` against their twins.
 
-python -m tests.core.fuzz_mix --seed 1 --seconds 20        (for a sanitizer build)
+python -m tests.core.fuzz_mix --seconds 20 --seed 1
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import time
 from array import array
 from typing import Any
 
 from tests.core import twin_mix, twin_trust
+from tests.core.fuzzing import fuzz
 from warmlane._core.mix import Mix
 from warmlane._core.trust import Trust
 
@@ -69,21 +68,5 @@ def choose(rnd: random.Random) -> None:
         assert twin_mix.Found(list(mix.totals), list(mix.hits), slots, tokens, hit, raw) == want
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    args = parser.parse_args()
-    end, seed = time.monotonic() + args.seconds, args.seed
-    while time.monotonic() < end:
-        try:
-            choose(random.Random(seed))
-        except BaseException:
-            print(f"fuzz_mix: failed with --seed {seed}")
-            raise
-        seed += 1
-    print(f"fuzz_mix: seeds {args.seed}..{seed - 1}, no difference")
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(__file__, choose)

@@ -1,6 +1,6 @@
 """Fuzz the prefix tree: random calls with right and wrong parents, caps and failing allocations.
 
-    python tests/core/fuzz_radix.py [--seconds N] [--seed N]
+    python -m tests.core.fuzz_radix --seconds 20 --seed 1
 
 Meant for the sanitized build (run_sanitized.sh). Prints the seed first; a fault is an
 AssertionError of check_invariants or a report of the sanitizer. Keys come from a small pool, so
@@ -9,11 +9,10 @@ that chains collide, rings of parents form and nodes are reused at once.
 
 from __future__ import annotations
 
-import argparse
 import random
-import time
 from array import array
 
+from tests.core.fuzzing import fuzz
 from warmlane._core.radix import RadixTree, _fail_alloc_after
 
 REPLICAS = 40
@@ -91,19 +90,5 @@ class Fuzz:
         assert self.tree.blocks == 0, self.tree.stats()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Fuzz the prefix tree.")
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
-    args = parser.parse_args()
-    print(f"fuzz_radix: seed {args.seed}, {args.seconds:.0f} s", flush=True)
-    end = time.monotonic() + args.seconds
-    lives = 0
-    while time.monotonic() < end:
-        Fuzz(random.Random(args.seed + lives)).run(1_500)
-        lives += 1
-    print(f"fuzz_radix: {lives} lives, no fault")
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(__file__, lambda rng: Fuzz(rng).run(1_500))

@@ -1,6 +1,6 @@
 """Fuzz the run tree: random histories against its twin, under caps, with failing allocations.
 
-    python tests/core/fuzz_runs.py [--seconds N] [--seed N]
+    python -m tests.core.fuzz_runs --seconds 20 --seed 1
 
 Meant for the sanitized build (run_sanitized.sh). Wild chains (keys that follow nothing, repeated
 keys) and capped trees have no twin: there the invariants alone are checked.
@@ -8,11 +8,10 @@ keys) and capped trees have no twin: there the invariants alone are checked.
 
 from __future__ import annotations
 
-import argparse
 import random
-import time
 from array import array
 
+from tests.core.fuzzing import fuzz
 from tests.core.twin_runs import TwinRuns
 from warmlane._core.runs import MIN_BYTES, RunTree, _fail_alloc_after
 
@@ -125,21 +124,5 @@ class Fuzz:
         return steps
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    args = parser.parse_args()
-    end, seed, steps = time.monotonic() + args.seconds, args.seed, 0
-    while time.monotonic() < end:
-        try:
-            steps += Fuzz(random.Random(seed)).life()
-        except BaseException:
-            print(f"fuzz_runs: failed with --seed {seed}")
-            raise
-        seed += 1
-    print(f"fuzz_runs: {steps} steps, seeds {args.seed}..{seed - 1}, no fault")
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(__file__, lambda rng: Fuzz(rng).life())

@@ -1,20 +1,15 @@
 """Random, cut and damaged request bodies through `_core.scan`, compared with the twin.
 
-Meant to run on a build with sanitizers: python tests/core/fuzz_scan.py --seconds 20 --seed 1
+python -m tests.core.fuzz_scan --seconds 20 --seed 1
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
-import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.core import bodies
 from tests.core import twin_scan as twin
+from tests.core.fuzzing import fuzz
 from warmlane._core import scan
 
 FIELDS = (
@@ -40,21 +35,5 @@ def one_round(rng: random.Random) -> None:
                 assert getattr(found, name) == getattr(expected, name), name
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    end, rounds = time.monotonic() + options.seconds, 0
-    while time.monotonic() < end:
-        seed = options.seed * 1_000_003 + rounds
-        try:
-            one_round(random.Random(seed))
-        except AssertionError:
-            sys.exit(f"fuzz_scan: differs from the twin at round seed {seed}")
-        rounds += 1
-    print(f"fuzz_scan: {rounds} rounds, no difference")
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(__file__, one_round)

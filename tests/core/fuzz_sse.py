@@ -1,18 +1,13 @@
 """Random and damaged answers in random cuts through `_core.sse`, compared with the twin.
 
-Meant to run on a build with sanitizers: python tests/core/fuzz_sse.py --seconds 20 --seed 1
+python -m tests.core.fuzz_sse --seconds 20 --seed 1
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
-import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
+from tests.core.fuzzing import fuzz
 from tests.core.test_sse import assert_as_twin, fed, findings, random_body
 
 
@@ -29,21 +24,5 @@ def one_round(rng: random.Random) -> None:
     assert findings(fed(broken, [])) == findings(each), broken
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    end, rounds = time.monotonic() + options.seconds, 0
-    while time.monotonic() < end:
-        seed = options.seed * 1_000_003 + rounds
-        try:
-            one_round(random.Random(seed))
-        except AssertionError:
-            sys.exit(f"fuzz_sse: differs from the twin at round seed {seed}")
-        rounds += 1
-    print(f"fuzz_sse: {rounds} rounds, no difference")
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(__file__, one_round)
