@@ -8,30 +8,16 @@ Rules and pictures: README.md and radix_tree.h.
 
 cimport cython
 from cpython.array cimport array
-from cpython.buffer cimport (
-    PyBUF_FORMAT, PyBUF_ND, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
-)
+from cpython.buffer cimport Py_buffer, PyBuffer_Release
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 import os
 
+from warmlane._core.key_buffer cimport open_keys
+
 GPU = 0
 CPU = 1
 DISK = 2
-
-
-cdef int open_keys(object keys, Py_buffer *view) except -1:
-    """Borrow a buffer of uint64 keys; by hand, since a typed memoryview costs 0.4 us a call."""
-    cdef const char *form
-    PyObject_GetBuffer(keys, view, PyBUF_FORMAT | PyBUF_ND)
-    form = view.format
-    if form is not NULL and view.itemsize == 8 and view.ndim == 1:
-        if form[0] == c"@" or form[0] == c"=" or form[0] == c"<":
-            form += 1
-        if form[0] == c"Q" or form[0] == c"L":
-            return 0
-    PyBuffer_Release(view)
-    raise TypeError("keys must be a contiguous one-dimensional buffer of uint64")
 
 
 cdef int no_zero(const Py_buffer *view) except -1:

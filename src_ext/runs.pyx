@@ -8,33 +8,19 @@ path, whatever the run's length. Rules: runs_tree.h, README.md.
 
 cimport cython
 from cpython.array cimport array, clone
-from cpython.buffer cimport (
-    PyBUF_FORMAT, PyBUF_ND, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
-)
+from cpython.buffer cimport Py_buffer, PyBuffer_Release
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 import array as arrays
 import os
+
+from warmlane._core.key_buffer cimport open_keys
 
 MAX_CAPACITY = 1 << 28
 MAX_REPLICAS = 1 << 16
 MIN_BYTES = 4 << 20
 
 cdef array EMPTY = arrays.array("Q")
-
-
-cdef int open_keys(object keys, Py_buffer *view) except -1:
-    """Borrow a buffer of uint64 keys; by hand, since a typed memoryview costs 0.4 us a call."""
-    cdef const char *form
-    PyObject_GetBuffer(keys, view, PyBUF_FORMAT | PyBUF_ND)
-    form = view.format
-    if form is not NULL and view.itemsize == 8 and view.ndim == 1:
-        if form[0] == c"@" or form[0] == c"=" or form[0] == c"<":
-            form += 1
-        if form[0] == c"Q" or form[0] == c"L":
-            return 0
-    PyBuffer_Release(view)
-    raise TypeError("keys must be a contiguous one-dimensional buffer of uint64")
 
 
 @cython.final
