@@ -94,19 +94,19 @@ class Hunger:
     number, nanoseconds), which goes on counting while nobody looks.
     """
 
-    def __init__(self, router_pid: int) -> None:
-        self._router_pid = router_pid
+    def __init__(self, router_pid: int, taps: Sequence[Tap]) -> None:
+        own = Path("/proc/self/task")
+        threads = [os.getpid(), *(tap.thread_id for tap in taps)]
+        self._files = [own / str(thread) / "schedstat" for thread in threads]
+        self._files.append(Path(f"/proc/{router_pid}/schedstat"))
         self._seen: list[tuple[float, float]] = []
 
     def look(self) -> None:
-        threads = Path(f"/proc/{os.getpid()}/task")
-        files = [each / "schedstat" for each in threads.iterdir()]
-        files.append(Path(f"/proc/{self._router_pid}/schedstat"))
         waited = 0.0
-        for file in files:
-            with contextlib.suppress(OSError):  # a thread that ended, a kernel that does not tell
+        for file in self._files:
+            with contextlib.suppress(OSError):  # a kernel that does not tell
                 waited += int(file.read_text().split()[1]) / 1e9
-        self._seen.append((time.monotonic(), max(waited, self._seen[-1][1] if self._seen else 0.0)))
+        self._seen.append((time.monotonic(), waited))
 
     def within(self, since: float, until: float) -> float:
         """Seconds between the looks around this interval."""
@@ -199,7 +199,7 @@ async def storm(
 ) -> Storm:
     """Run the clients, strike an engine that is in the midst of it, and run on for a while."""
     fates: list[Fate] = []
-    hunger = Hunger(router.process.pid)
+    hunger = Hunger(router.process.pid, taps)
     stop = asyncio.Event()
     for tap in taps:
         tap.wires.clear()

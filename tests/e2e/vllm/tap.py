@@ -102,6 +102,12 @@ class Tap:
         """The replica's name in the router."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def thread_id(self) -> int:
+        """As the kernel numbers it."""
+        assert self._thread.native_id is not None
+        return self._thread.native_id
+
     def listen(self) -> None:
         """Accept connections; the port stays the same over `refuse`."""
         self._run(self._listen())
