@@ -30,6 +30,7 @@ class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the table. order 0 is the choice; None: filtered out or beyond the choices.
 
     view: where its hits come from; view_note: why not from its events, or how they are spread.
+    doubt: why its predicted hits lastingly do not come true (`watchdog`), "" while they do.
     """
 
     replica: str
@@ -38,6 +39,7 @@ class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
     removed_by: str = ""
     view: str = ""
     view_note: str = ""
+    doubt: str = ""
     hit_blocks: int = 0
     hit_tokens: int = 0
     trust: float = 1.0
@@ -98,6 +100,7 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
             removed_by=removed_by.get(slot, ""),
             view=said[slot][0] if view != "none" else "none",
             view_note=said[slot][1],
+            doubt="" if each.doubt is None else f"{each.doubt.kind}: {each.doubt.cause}",
             hit_blocks=lane.view.hit_blocks(slot) if view != "none" else 0,
             hit_tokens=int(candidates.hit_tokens[slot]),
             trust=lane.view.trust.factors[slot],

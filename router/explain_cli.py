@@ -99,6 +99,10 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
             ),
         )
     console.print(table)
+    for row in e["replicas"]:
+        if row.get("doubt"):
+            text = f"{row['replica']}: its predictions do not come true ({row['doubt']})"
+            console.print(text, style="yellow", highlight=False, markup=False)
 
 
 def _order(row: Mapping[str, Any]) -> tuple[bool, int, str]:

@@ -22,6 +22,7 @@ from warmlane.router.prefix import PrefixKey, next_turn
 from warmlane.router.registry import Parts
 from warmlane.router.types import Decision, Outcome, Request
 from warmlane.router.view import CacheView
+from warmlane.router.watchdog import Watchdog, traits_of
 
 _MEAN_STEP: Final = 0.02  # exponential mean over about the last 50 answers
 _LENGTH_PORTION: Final = 4096  # tokens
@@ -73,6 +74,7 @@ class Lane:
         self._open: dict[int, _Open] = {}
         self._ledger = pool.ledger
         self._trust = self.view.trust
+        self.watchdog = Watchdog(pool, self.view.facts)
         self._learned_bytes = self._learned_tokens = 0
         self._use(parts, config.zone)
 
@@ -264,6 +266,7 @@ class Lane:
         remains = self.view.maintain(budget_us)
         self.pool.reap(self.view.is_free)
         self.pool.fade(now)
+        self.watchdog.look(now)
         return remains
 
     def _move(self, opened: _Open, number: int, slot: int) -> None:
@@ -293,6 +296,8 @@ class Lane:
         replica = self.pool.replicas[slot]
         assert replica is not None, "a slot with an open ticket is never freed"
         self._metrics.hit(self._name, replica.name, _hit_on(decision, slot), cached, prompt)
+        traits = traits_of(opened.request, decision.adapter, decision.view)
+        self.watchdog.answered(slot, traits, opened.raw_hit, cached, prompt)
         if is_text and outcome.text:
             self.view.record(slot, key.unit, next_turn(opened.request, key, outcome.text))
         elif output:

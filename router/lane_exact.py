@@ -21,10 +21,11 @@ from warmlane.router.candidates import CandidateColumns
 from warmlane.router.config import Index
 from warmlane.router.exact import ExactView
 from warmlane.router.lane import Lane, Prepared
-from warmlane.router.pool import Pool
+from warmlane.router.pool import Pool, Replica
 from warmlane.router.prefix import PrefixKey
 from warmlane.router.types import Decision, Outcome, Request
 from warmlane.router.view import CacheView
+from warmlane.router.watchdog import Facts
 
 _TICKET_MASK: Final = (1 << TICKET_BITS) - 1
 _CUT: Final = 1.5
@@ -93,6 +94,12 @@ class MixedView(CacheView):
             return "approximate", "its tokenizer is not proven equal"
         gpu, cpu, far = self.exact.tiers(request, adapter, slot)
         return "exact", f"gpu {gpu}, cpu {cpu - gpu}, disk {far - cpu} tokens"
+
+    def facts(self, replica: Replica) -> Facts:
+        why = self.exact.why(replica.slot)
+        block = self.exact.intake.block_size(replica.slot) if why == "" else 0
+        known = self.capacity_tokens(replica) is not None
+        return Facts(exact=why == "", why=why or None, event_block=block, capacity_known=known)
 
     @property
     def bytes_used(self) -> int:

@@ -94,6 +94,7 @@ class RouterCollector(Collector):
             "warmlane_leaked_tickets_total": lambda: [((), metrics.leaked)],
             "warmlane_limits_reached_total": self._limits,
             "warmlane_replicas": self._states,
+            "warmlane_prediction_doubt": self._doubts,
             "warmlane_open_tickets": lambda: self._pools(lambda p: p.ledger.open_tickets),
             "warmlane_index_blocks": lambda: self._pools(lambda p: index_stats(p.name)[0]),
             "warmlane_index_bytes": lambda: self._pools(lambda p: index_stats(p.name)[1]),
@@ -176,6 +177,14 @@ class RouterCollector(Collector):
                     counts[replica.state] += 1
             samples += [((name, state.name.lower()), n) for state, n in counts.items()]
         return samples
+
+    def _doubts(self) -> Samples:
+        return [
+            ((name, replica.name, replica.doubt.cause), 1)
+            for name, pool in self.pools.items()
+            for replica in pool
+            if replica.doubt is not None
+        ]
 
     def _pools(self, read: Callable[[Pool], float]) -> Samples:
         return [((name,), read(pool)) for name, pool in self.pools.items()]

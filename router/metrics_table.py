@@ -109,6 +109,8 @@ FAMILIES: Final = (
     Family("warmlane_replica_scrape_age_seconds", "gauge", _R,
            "Age of the load snapshot; absent before the first one."),
     Family("warmlane_replica_asleep", "gauge", _R, "1 if the engine says that it sleeps."),
+    Family("warmlane_prediction_doubt", "gauge", ("pool", "replica", "cause"),
+           "1 while predicted and actual hits lastingly disagree, with the likely cause."),
     Family("warmlane_engine_prefix_query_tokens_total", "counter", _R,
            "The engine's own counter of prompt tokens looked up in its cache."),
     Family("warmlane_engine_prefix_hit_tokens_total", "counter", _R,

@@ -17,7 +17,7 @@ from warmlane.router.config import Limits, PoolConfig
 from warmlane.router.config_load import normal_spec
 from warmlane.router.errors import ConfigError
 from warmlane.router.pace import PrefillPace
-from warmlane.router.types import LoadSnapshot, ModelList, ReplicaSpec, ReplicaState
+from warmlane.router.types import Doubt, LoadSnapshot, ModelList, ReplicaSpec, ReplicaState
 
 Listener = Callable[[str, "Replica"], None]
 LoadListener = Callable[["Replica", LoadSnapshot | None], None]
@@ -33,6 +33,7 @@ class Replica:
     """One replica and the last that was heard of it. Only its pool writes to it."""
 
     __slots__ = (
+        "doubt",
         "endpoint",
         "health",
         "load",
@@ -57,6 +58,7 @@ class Replica:
         self.unwilling = False  # it says itself that it does not serve now
         self.load: LoadSnapshot | None = None
         self.models: ModelList | None = None
+        self.doubt: Doubt | None = None  # what is predicted of it lastingly does not come true
         self.token_features = 0  # proven equal to our tokenizer: bits of token_jobs.bits_of
 
     def __repr__(self) -> str:

@@ -110,6 +110,20 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
 
 
+class Doubt(msgspec.Struct, frozen=True, kw_only=True):
+    """A lasting disagreement of predicted and actual hit tokens, see `watchdog`.
+
+    kind: promised (predicted, not there), missed (there, not predicted) or unknown (nobody
+    tells). cause: the likeliest, a word of `watchdog.ADVICE`. Tokens are those of one look.
+    """
+
+    kind: str
+    cause: str
+    predicted_tokens: int
+    actual_tokens: int
+    advice: str
+
+
 class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What was chosen. `choices` are slots of `pool`, best first; work is reserved on choices[0].
 

@@ -20,6 +20,7 @@ from warmlane.router.pool import Pool, Replica
 from warmlane.router.prefix import PrefixKey
 from warmlane.router.trust import BytesPerToken, Trust
 from warmlane.router.types import LoadSnapshot, Request
+from warmlane.router.watchdog import Facts
 
 log = logging.getLogger("warmlane.view")
 
@@ -94,6 +95,10 @@ class CacheView:
         """Which view speaks for this replica, and for `explain` what there is to say about it."""
         del slot, request, adapter
         return "approximate", ""
+
+    def facts(self, replica: Replica) -> Facts:
+        """For the watchdog."""
+        return Facts(capacity_known=self.capacity_tokens(replica) is not None)
 
     # What was sent and answered
 

@@ -58,6 +58,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.index", 3),
     ("warmlane.router.exact", 3),
     ("warmlane.router.trust", 3),
+    ("warmlane.router.watchdog", 3),
     ("warmlane.router.pool", 3),
     ("warmlane.router.pace", 3),
     ("warmlane.router.candidates", 3),

@@ -64,9 +64,12 @@ class Tunnel:
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         # A picker that does not answer a TLS close must not hold up the next case.
-        closing = {} if self._context is None else {"ssl_shutdown_timeout": CLOSE_S}
         reader, writer = await asyncio.open_connection(
-            self._host, self._port_there, ssl=self._context, server_hostname=self._name, **closing
+            self._host,
+            self._port_there,
+            ssl=self._context,
+            server_hostname=self._name,
+            ssl_shutdown_timeout=None if self._context is None else CLOSE_S,
         )
         found = writer.get_extra_info("ssl_object")
         self.alpn = found.selected_alpn_protocol() if found is not None else None

@@ -289,6 +289,7 @@ def describe(pool: Pool, replica: Replica, now: float) -> JsonObject:
         "decode_tokens": ledger.decode_tokens[slot],
         "load": None if load is None else _load_dict(msgspec.to_builtins(load)),
         "load_age_s": pool.load_age_s(slot, now),
+        "doubt": None if replica.doubt is None else msgspec.to_builtins(replica.doubt),
         "models": [] if models is None else sorted(models.models),
         "adapters": {} if models is None else models.adapters,
     }

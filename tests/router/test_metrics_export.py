@@ -10,7 +10,7 @@ from warmlane.router.config import PoolConfig
 from warmlane.router.metrics import FAMILIES, Metrics
 from warmlane.router.metrics_export import RouterCollector, attach
 from warmlane.router.pool import Pool
-from warmlane.router.types import LoadSnapshot, ReplicaSpec, ReplicaState
+from warmlane.router.types import Doubt, LoadSnapshot, ReplicaSpec, ReplicaState
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -38,6 +38,11 @@ def pool() -> Pool:
     pool.ledger.open(0, 500, 700, 0.0)
     pool.placed(0, 500)
     pool.pace.tokens_per_s[0] = 1000
+    doubted = pool.replicas[0]
+    assert doubted is not None
+    doubted.doubt = Doubt(
+        kind="missed", cause="tokenizer", predicted_tokens=0, actual_tokens=9000, advice="look"
+    )
     return pool
 
 
