@@ -46,7 +46,7 @@ SMALLER = ("request.*", "model.*", "response.*", "mode.*", "test.*", "drain.*", 
 # With nobody ready the router asks an ejected replica (its last resort); the protocol says 503.
 KNOWN = {"state.empty"}
 needs_native = pytest.mark.skipif(
-    find_spec("warmlane._core.h2") is None, reason="the native transport is not compiled"
+    find_spec("warmlane._core.h2.session") is None, reason="the native transport is not compiled"
 )
 
 
