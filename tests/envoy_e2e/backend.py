@@ -4,6 +4,7 @@ It runs in the test's event loop, behind Envoy. `x-answer` names the answer:
 
 - absent: JSON with size and SHA-256 of the body, and a usage like vLLM's;
 - `sse:N:MS`: N events, MS milliseconds apart, with usage and [DONE];
+- `late:MS`: the head of a stream at once, its first event after MS milliseconds;
 - `bytes:N`: N pseudo-random bytes, with their length told, so that the client can hash them;
 - `chunks:N:SIZE`: the same in N chunks of SIZE bytes, length not told;
 - `slow:MS`: the default answer after MS milliseconds;
@@ -51,7 +52,7 @@ class Backend:
         self.seen: list[Seen] = []
         self.port = 0
         self.connections: set[_Connection] = set()
-        self.arrived = asyncio.Event()
+        self.expected: dict[str, asyncio.Future[Seen]] = {}
         self._server: asyncio.Server | None = None
 
     @property
@@ -121,7 +122,6 @@ class _Connection(asyncio.Protocol):
         self.request.method = self.parser.get_method().decode()
         if self.request.method == "POST":
             self.backend.seen.append(self.request)
-            self.backend.arrived.set()
 
     def on_body(self, body: bytes) -> None:
         self.hash.update(body)
@@ -161,10 +161,16 @@ class _Connection(asyncio.Protocol):
         await self.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def answer(self, request: Seen) -> None:
-        kind, *numbers = request.headers.get("x-answer", "json").split(":")
+        how = request.headers.get("x-answer", "json")
+        coming = self.backend.expected.pop(how, None)
+        if coming is not None and not coming.done():
+            coming.set_result(request)
+        kind, *numbers = how.split(":")
         first, second = [*(int(n) for n in numbers), 0, 0][:2]
         if kind == "sse":
             await self.stream(first, second / 1000)
+        elif kind == "late":
+            await self.stream(3, 0.0, first / 1000)
         elif kind == "bytes":
             self.head(200, {"content-length": str(first), "content-type": "application/json"})
             await self.write(noise(first))
@@ -196,7 +202,7 @@ class _Connection(asyncio.Protocol):
             return
         await self.write(body)
 
-    async def stream(self, count: int, pause_s: float) -> None:
+    async def stream(self, count: int, pause_s: float, late_s: float = 0.0) -> None:
         """Chat events like vLLM's, usage in the last but one line."""
         self.head(
             200,
@@ -206,6 +212,7 @@ class _Connection(asyncio.Protocol):
                 "x-replica": str(self.backend.port),
             },
         )
+        await asyncio.sleep(late_s)
         for number in range(count):
             await self.chunk(event({"delta": {"content": f"w{number} "}, "index": 0}))
             await asyncio.sleep(pause_s)

@@ -92,6 +92,21 @@ def set_modes(each: Tree, **modes: str) -> None:
     ext_proc(each)["processing_mode"].update(modes)
 
 
+def add_subset(each: Tree, value: object) -> None:
+    """Let Envoy itself name the endpoints that the picker may choose from."""
+    meaning = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config",
+        "metadata": [
+            {
+                "metadata_namespace": "envoy.lb.subset_hint",
+                "value": {"x-gateway-destination-endpoint-subset": value},
+            }
+        ],
+    }
+    told = {"name": "envoy.filters.http.set_metadata", "typed_config": meaning}
+    manager(each)["http_filters"].insert(0, told)
+
+
 def response_level(level: int) -> dict[str, str]:
     """What docs/deploy.md says that Envoy must send for a response level."""
     headers = "SKIP" if level == 0 else "SEND"

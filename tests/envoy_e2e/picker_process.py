@@ -88,13 +88,18 @@ class Picker:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
+    async def reaches(self, name: str, wanted: float, **labels: str) -> None:
+        """Wait, ten seconds at most, until a metric has this value."""
+        for _ in range(500):
+            if await self.total(name, **labels) == wanted:
+                return
+            await asyncio.sleep(0.02)
+        told = await self.total(name, **labels)
+        raise AssertionError(f"{name} is {told}, not {wanted}:\n{self.log.read_text()[-1000:]}")
+
     async def settled(self) -> None:
         """Wait until no decision is open, then check that none was closed by its age."""
-        for _ in range(200):
-            if await self.total("warmlane_open_tickets") == 0:
-                break
-            await asyncio.sleep(0.02)
-        assert await self.total("warmlane_open_tickets") == 0
+        await self.reaches("warmlane_open_tickets", 0)
         assert await self.total("warmlane_leaked_tickets_total") == 0
 
     async def kill(self) -> None:

@@ -13,6 +13,7 @@ from .backend import Backend
 from .client import Ask, Http1, Http2
 from .envoy_process import Envoy
 from .install import envoy_binary
+from .stage import BUILT, NATIVE
 
 CONFIGS = sorted(path.name for path in config.DEPLOY.glob("*.yaml"))
 NOBODY = 1  # a port of nobody's
@@ -85,3 +86,10 @@ async def test_fails_open_without_a_picker(mode: str, tmp_path: Path) -> None:
     finally:
         await envoy.stop()
         await asyncio.gather(*(backend.stop() for backend in backends))
+
+
+def test_both_transports_run_here() -> None:
+    """What the other files of this folder run on; a build without the native one says so."""
+    if not NATIVE:
+        pytest.skip("NATIVE TRANSPORT NOT TESTED: warmlane._core.h2 is not built here")
+    assert BUILT == ("grpcio", "native")

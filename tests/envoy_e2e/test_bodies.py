@@ -1,0 +1,91 @@
+"""Request bodies through a real Envoy and the picker: each mode, each client, byte for byte.
+
+One Envoy with a listener for each transport and body mode, two pickers, two replicas that hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from . import config
+from .backend import Backend, noise
+from .client import Ask
+from .config import Tree
+from .stage import BUILT, CLIENTS, Stage, chat, sha256, stage
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+KB, MB = 1 << 10, 1 << 20
+# 62,000 bytes is the largest piece that a picker gives back in full duplex.
+SIZES = (0, 1, 4 * KB, 62_000, 62_001, 400_000)
+LARGEST = 16 * MB
+# Only these modes ask Envoy to hold a body: the listener's buffer must have room for it.
+HELD = ("BUFFERED", "BUFFERED_PARTIAL")
+UPLOAD = "/any/upload"  # a path that is routed by load, whatever is in the body
+
+
+def listeners(tree: Tree, backends: list[Backend]) -> None:
+    del backends
+    config.listener(tree)["per_connection_buffer_limit_bytes"] = 2 * LARGEST
+    for transport in BUILT:
+        for mode in config.BODY_MODES:
+            config.add_listener(tree, f"{transport}-{mode}", transport, request_body_mode=mode)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    pickers = {each: ("--transport", each, "--policy", "round-robin") for each in BUILT}
+    folder = tmp_path_factory.mktemp("bodies")
+    async with stage(folder, pickers=pickers, edit=listeners) as made:
+        yield made
+
+
+async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
+    for at in range(0, len(body), size):
+        yield body[at : at + size]
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("mode", config.BODY_MODES)
+async def test_every_byte_arrives(bench: Stage, transport: str, mode: str, client: str) -> None:
+    peer = await bench.connect(client, f"{transport}-{mode}")
+    for size in SIZES:
+        body = noise(size)
+        answer = await peer.ask(Ask(body, UPLOAD))
+        assert (answer.status, answer.error) == (200, ""), size
+        assert answer.json["size"] == size
+        assert answer.json["sha256"] == sha256(body)
+    peer.close()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("mode", config.BODY_MODES)
+async def test_sixteen_megabytes(bench: Stage, transport: str, mode: str, client: str) -> None:
+    body = noise(LARGEST)
+    answer = await bench.ask(Ask(body, UPLOAD), client, f"{transport}-{mode}")
+    assert (answer.status, answer.error) == (200, "")
+    assert answer.json["sha256"] == sha256(body)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("mode", config.BODY_MODES)
+async def test_chunked_uploads(bench: Stage, transport: str, mode: str, client: str) -> None:
+    """No length is told; pieces of odd sizes; with trailers and without."""
+    body = chat("x" * 300_000)
+    for trailers in ({}, {"x-checksum": "none"}):
+        ask = Ask(pieces=pieces(body, 7919), trailers=trailers)
+        answer = await bench.ask(ask, client, f"{transport}-{mode}")
+        assert (answer.status, answer.error) == (200, ""), trailers
+        assert answer.json["sha256"] == sha256(body)
+
+
+@pytest.mark.parametrize("mode", config.BODY_MODES)
+async def test_a_request_without_a_body(bench: Stage, transport: str, mode: str) -> None:
+    for client in CLIENTS:
+        ask = Ask(method="GET", path="/v1/models")
+        answer = await bench.ask(ask, client, f"{transport}-{mode}")
+        assert answer.status == 200
+        assert answer.json["data"]
