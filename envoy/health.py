@@ -43,6 +43,11 @@ class Health:
         for watcher in list(self._watchers):
             watcher.look()
 
+    @property
+    def standby(self) -> bool:
+        """Another picker decides, or nothing is known of the replicas yet."""
+        return self._standby
+
     def status(self, name: str) -> Serving:
         if name not in NAMES:
             return Serving.SERVICE_UNKNOWN

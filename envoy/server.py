@@ -105,6 +105,8 @@ class Server:
         now = monotonic()
         self.picker.predicted.tick(now)
         self.resolver.look(now)
+        if self.running.standby != self.health.standby:
+            self.health.set(standby=self.running.standby)
         self._ticks += 1
         if self._ticks % _RELOAD_EVERY == 0:
             self.reload_files()

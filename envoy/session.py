@@ -32,7 +32,7 @@ from warmlane.envoy.reply import Reply
 from warmlane.envoy.streams import OK, RESOURCE_EXHAUSTED
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.lane import Prepared
-from warmlane.router.requests import kind_of, parse, rewrite_model
+from warmlane.router.requests import kind_of, objective_of, parse, rewrite_model
 from warmlane.router.types import Request
 
 # Phases of the request half.
@@ -265,6 +265,8 @@ class Session(Reply):
             entries = [name.strip() for name in named if name.strip()]
         if entries is not None:
             request = msgspec.structs.replace(request, subset=picker.subset_of(entries))
+        if head.internal is not None and (objective := objective_of(headers)):
+            request = msgspec.structs.replace(request, objective=objective)
         model = self._forced(head)
         return msgspec.structs.replace(request, model=model) if model else request
 

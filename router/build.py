@@ -74,11 +74,16 @@ class Running:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    @property
+    def standby(self) -> bool:
+        """Alive, but others are to be asked: not the leader, or discovery has not told yet."""
+        return not self.feeds.leading or not self.feeds.synced
+
     def why_not_ready(self) -> str:
         """ "" while new requests can be served, else the reason for /readyz."""
         if self.draining:
             return "draining"
-        if self.feeds.lease is not None and not self.feeds.lease.leading:
+        if not self.feeds.leading:
             return "not the leader"
         for pool in self.router.pools.values():
             if any(replica.state is ReplicaState.READY for replica in pool):

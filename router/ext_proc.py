@@ -28,6 +28,7 @@ from warmlane import __version__
 from warmlane.envoy.server import PortTaken, Server, start_server
 from warmlane.router.build import Running, build
 from warmlane.router.config import Config
+from warmlane.router.config_kube import with_inference_pool
 from warmlane.router.config_load import from_data, read, with_flags
 from warmlane.router.errors import ConfigError
 from warmlane.router.proxy.admin import Admin, is_loopback, start_admin
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--config", text="YAML or JSON file (see warmlane check-config)", metavar="FILE")
     option("--pool-name", text="InferencePool to serve; with replicas: the pool's name")
     option("--pool-namespace", text="namespace of the InferencePool", metavar="NAME")
+    option("--kubeconfig", text="Kubernetes from outside a cluster", metavar="FILE")
     option("--host", text="address of the gRPC ports (127.0.0.1)")
     option("--port", "--grpc-port", text="ext_proc port (9002)", type=int, metavar="PORT")
     option("--health-port", "--grpc-health-port", text="health port (9003)", type=int)
@@ -128,6 +130,10 @@ def config_from(args: argparse.Namespace) -> Config:
         policy=given.get("policy"),
         engine_api_key_file=given.get("engine_api_key_file"),
     )
+    if not given.get("replica"):
+        data = with_inference_pool(
+            data, given.get("pool_name"), given.get("pool_namespace"), given.get("kubeconfig")
+        )
     section = dict(data.get("ext_proc") or {})
     section.update({field: given[name] for name, field in _SECTION.items() if name in given})
     if given.get("shadow"):
@@ -146,8 +152,11 @@ def config_from(args: argparse.Namespace) -> Config:
     if "pool_name" in given and len(config.pools) == 1:
         pool = msgspec.structs.replace(config.pools[0], name=given["pool_name"])
         config = msgspec.structs.replace(config, pools=[pool])
-    if not path and not config.pools[0].replicas:
-        raise ConfigError("no replica to route to: give --replica URL or --config FILE")
+    first = config.pools[0]
+    if not path and not first.replicas and first.discovery.kubernetes is None:
+        raise ConfigError(
+            "no replica to route to: give --replica URL, --pool-name NAME or --config FILE"
+        )
     return config
 
 

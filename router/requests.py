@@ -133,7 +133,7 @@ def parse(
         salt=found.salt,
         session=text_session or found.session,
         priority=_priority(headers.get(b"x-vllm-priority"), found.priority),
-        objective=_objective(headers) if trust_subset else "",
+        objective=objective_of(headers) if trust_subset else "",
         subset=subset,
     ), body
 
@@ -251,7 +251,7 @@ def _priority(header: bytes | None, told: int) -> int:
         return told
 
 
-def _objective(headers: Mapping[bytes, bytes]) -> str:
+def objective_of(headers: Mapping[bytes, bytes]) -> str:
     """The InferenceObjective that a gateway names; the newer header first."""
     for name in OBJECTIVE_HEADERS:
         value = headers.get(name)

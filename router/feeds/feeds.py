@@ -66,6 +66,7 @@ class Feeds:
         self.catalog = catalog
         self._headers: dict[str, dict[str, str]] = {}
         self._accesses: dict[str, Access] = {}
+        self._kube: dict[str, KubeFeed] = {}
         self._pace = Pace()
         self._session: aiohttp.ClientSession | None = None
         self.tokens: TokenFeed | None = None  # where a pool names a tokenizer
@@ -75,6 +76,16 @@ class Feeds:
         self._ticker: asyncio.Task[None] | None = None
         self._elector: asyncio.Task[None] | None = None
         self.lease: Lease | None = None  # None: no election, this picker always decides
+
+    @property
+    def leading(self) -> bool:
+        """False while another picker holds the Lease."""
+        return self.lease is None or self.lease.leading
+
+    @property
+    def synced(self) -> bool:
+        """False while a pool is empty because Kubernetes has not told of it yet."""
+        return all(feed.told or any(self.pools[name]) for name, feed in self._kube.items())
 
     async def start(self) -> None:
         """ConfigError when an engine key or an access to Kubernetes is configured but not there."""
@@ -137,6 +148,7 @@ class Feeds:
             for task in self._watches[name]:
                 task.cancel()
         self._watches.clear()
+        self._kube.clear()
         for name, membership in list(self.membership.items()):
             membership.drain_s = config.timeouts.drain_s
             if self.pools.get(name) is not membership.pool:
@@ -202,6 +214,7 @@ class Feeds:
         else:
             access = self._accesses[config.name]
             feed = KubeFeed(config.name, kubernetes, access, self.metrics, receiver)
+            self._kube[config.name] = feed
             task = self._spawn(f"discovery {config.name} {KIND}", feed.run)
             self._watches[config.name].append(task)
 

@@ -125,6 +125,11 @@ class KubeFeed:
         self._due = False
         self._missing = False
 
+    @property
+    def told(self) -> bool:
+        """The list of replicas was handed on at least once."""
+        return self._told is not None
+
     async def run(self) -> None:
         config = self.config
         async with KubeApi(self._access) as self._api, asyncio.TaskGroup() as group:

@@ -145,8 +145,46 @@ class KubeServer:
     def fail(self, status: int, reason: str, count: int = 1) -> None:
         self.refusals += [Refusal(status, reason, {})] * count
 
+    def _discovery(self, parts: list[str]) -> web.Response | None:
+        """What kubectl asks first: which groups, versions and resources there are."""
+        if parts == ["api"]:
+            return web.json_response({"kind": "APIVersions", "versions": ["v1"]})
+        known = [resource.split("/") for resource in self.store.collections]
+        if parts == ["apis"]:
+            groups = sorted({(each[1], each[2]) for each in known if each[0] == "apis"})
+            found = [(group, {"groupVersion": f"{group}/{v}", "version": v}) for group, v in groups]
+            listed = [
+                {"name": group, "versions": [version], "preferredVersion": version}
+                for group, version in found
+            ]
+            return web.json_response({"kind": "APIGroupList", "apiVersion": "v1", "groups": listed})
+        names = [each[-1] for each in known if each[:-1] == parts]
+        if not names:
+            return None
+        resources = [
+            {
+                "name": name,
+                "singularName": _KINDS[name].lower(),
+                "namespaced": name != "nodes",
+                "kind": _KINDS[name],
+                "verbs": ["get", "list", "watch"],
+            }
+            for name in names
+        ]
+        return web.json_response(
+            {
+                "kind": "APIResourceList",
+                "apiVersion": "v1",
+                "groupVersion": "/".join(parts[1:]),
+                "resources": resources,
+            }
+        )
+
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         parts = request.path.strip("/").split("/")
+        described = self._discovery(parts)
+        if described is not None:
+            return described
         namespace, name = "", ""
         if "namespaces" in parts:
             at = parts.index("namespaces")
