@@ -242,6 +242,25 @@ def test_a_header_names_the_model(talk: Talk, name: str) -> None:
     assert name in head.removed
 
 
+@pytest.mark.parametrize("name", ["x-llm-d-inference-objective", "x-gateway-inference-objective"])
+def test_a_header_names_the_objective(
+    talk: Talk, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its priority is that of the InferenceObjective, where higher is more important."""
+    router, asked = talk.picker.router, []
+    prepare = router.prepare
+
+    def seen(request: Any, rand: int = 0) -> Any:
+        asked.append(prepare(request, rand))
+        return asked[-1]
+
+    monkeypatch.setattr(router, "prepare", seen)
+    router.catalog.set_objectives(next(iter(router.pools)), {"gold": 5})
+    headers = {**envoy.JSON, name: "gold"}
+    talk.say(envoy.request_headers(headers=headers), envoy.request_body(BODY))
+    assert [each.request.priority for each in asked] == [-5]
+
+
 def test_internal_headers_of_a_client_go(talk: Talk) -> None:
     headers = {
         **envoy.JSON,
