@@ -23,7 +23,7 @@ export PYTHONSAFEPATH := 1
 # cython-lint looks for pycodestyle on PATH, pyright for the python whose packages it reads.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup build native run test test-vllm lint bench clean
+.PHONY: help setup build native run envoy test test-vllm lint manifests bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ native: ## build with the native ext-proc transport; installs libnghttp2-dev whe
 run: build ## four embedded replicas and the router on a slice of a trace (TRACE=FILE to choose)
 	$(PY) -m warmlane demo $(if $(TRACE),--trace "$(TRACE)")
 
+envoy: build ## a real Envoy, the endpoint picker and fake engines on this machine (PORT=8080)
+	@PYTHONPATH=. $(PY) -m tests.envoy_e2e.install
+	$(PY) deploy/local/run.py $(if $(PORT),--port $(PORT))
+
 test: lint ## the linters, then every test that needs no real engine
 	@ls $(H2) >/dev/null 2>&1 || echo "make: the native ext-proc transport is not built here:" \
 	    "its tests are skipped ('make native' installs libnghttp2-dev and builds it)" >&2
@@ -55,6 +59,9 @@ lint: build ## ruff, mypy strict, pyright, cython-lint
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright --warnings
 	$(VENV)/bin/cython-lint src_ext
+
+manifests: build ## write deploy/kubernetes/ anew from the Helm chart
+	PYTHONPATH=. $(PY) -m tests.deploy.tools
 
 bench: build ## the bars: core, decision, proxy; exits non-zero when one falls short (ARGS=--quick)
 	PYTHONPATH=. $(PY) -m benchmarks $(ARGS)

@@ -81,7 +81,7 @@ def test_a_wrong_object_is_not_taken(rendered: dict[str, list[Object]]) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_plain_manifest_is_the_chart(name: str, rendered: dict[str, list[Object]]) -> None:
-    """`python -m tests.deploy.tools` writes it anew."""
+    """`make manifests` writes it anew."""
     assert (PLAIN / f"{name}.yaml").read_text() == plain_text(name, rendered[name])
 
 

