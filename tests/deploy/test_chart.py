@@ -17,6 +17,7 @@ import yaml
 from tests.envoy_e2e import test_configs
 from tests.envoy_e2e.install import ROOT
 from warmlane.router import ext_proc
+from warmlane.router.config_load import from_data
 from warmlane.router.metrics import FAMILIES
 
 from .tools import (
@@ -35,7 +36,8 @@ SCALING = {
     kind: {"autoscaling": {"kind": kind}, "serviceMonitor": {"enabled": True}}
     for kind in ("hpa", "keda")
 }
-EVERY = {"defaults": {}, **VARIANTS, **SCALING}
+ELECTED: Object = {"picker": {"replicas": 2, "leaderElection": True, "config": {"zone": "a"}}}
+EVERY = {"defaults": {}, "elected": ELECTED, **VARIANTS, **SCALING}
 
 
 REFUSED: list[tuple[Object, str]] = [
@@ -132,6 +134,26 @@ def test_a_picker_that_needs_no_rights_has_none(rendered: dict[str, list[Object]
     assert not {each["kind"] for each in sidecar} & {"Role", "ClusterRole", "InferencePool"}
     spec = of_kind(sidecar, "Deployment")["spec"]["template"]["spec"]
     assert spec["automountServiceAccountToken"] is False
+
+
+def test_the_chart_asks_for_the_rights_that_are_written_down(
+    rendered: dict[str, list[Object]],
+) -> None:
+    """deploy/kubernetes/rbac.yaml is the reference: no right more, none less."""
+    written = {
+        each["metadata"]["name"]: each.get("rules")
+        for each in yaml.safe_load_all((PLAIN / "rbac.yaml").read_text())
+        if each["kind"] == "Role"
+    }
+    assert of_kind(rendered["defaults"], "Role")["rules"] == written["warmlane"]
+    both = written["warmlane"] + written["warmlane-leader"]
+    assert of_kind(rendered["elected"], "Role")["rules"] == both
+
+
+def test_an_elected_picker_knows_its_lease(rendered: dict[str, list[Object]]) -> None:
+    [text] = of_kind(rendered["elected"], "ConfigMap")["data"].values()
+    config = from_data(yaml.safe_load(text), where="chart")
+    assert (config.leader.lease, config.zone) == ("warmlane", "a")
 
 
 def test_wrong_values_are_refused_with_a_reason() -> None:

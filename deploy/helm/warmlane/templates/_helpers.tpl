@@ -14,3 +14,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $name := .Values.gateway.className | default (get $usual .Values.gateway.kind) -}}
 {{- required "gateway.className: name the gateway class of your gateway, or set gateway.create to false" $name -}}
 {{- end }}
+
+{{- define "warmlane.config" -}}
+{{- $config := .Values.picker.config -}}
+{{- if .Values.picker.leaderElection -}}
+{{- $config = mergeOverwrite (deepCopy $config) (dict "leader" (dict "lease" .Release.Name)) -}}
+{{- end -}}
+{{- if $config }}{{ toYaml $config }}{{ end -}}
+{{- end }}
