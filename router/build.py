@@ -25,9 +25,12 @@ from warmlane.router.config import Config, PoolConfig
 from warmlane.router.config_load import checked
 from warmlane.router.core import Router
 from warmlane.router.errors import ConfigError
+from warmlane.router.exact import ExactView
 from warmlane.router.feeds.feeds import Feeds, engine_keys
 from warmlane.router.feeds.kube import accesses
+from warmlane.router.lane_exact import ExactLane
 from warmlane.router.metrics_export import attach
+from warmlane.router.pool import Pool
 from warmlane.router.shadow import Shadow
 from warmlane.router.types import ReplicaState
 
@@ -53,7 +56,10 @@ class Running:
         self.config = config
         self.router = Router(config, clock=monotonic, joining=True)
         self.metrics = self.router.metrics
-        self.feeds = Feeds(self.router.pools, config, self.metrics, monotonic, self.router.catalog)
+        router = self.router
+        self.feeds = Feeds(
+            router.pools, config, self.metrics, monotonic, router.catalog, self._exact_view
+        )
         self.draining = False
         self.shadow: Shadow | None = None  # of the face that serves, if it compares decisions
         self.fixed_pools = False  # the face cannot take pools that come or go
@@ -113,6 +119,10 @@ class Running:
         self.metrics.reloaded("ok")
         log.info("event=reload result=ok restart_needed=%s", ",".join(later) or "none")
         return later
+
+    def _exact_view(self, pool: Pool) -> ExactView | None:
+        lane = self.router.lanes.get(pool.name)
+        return lane.mixed.exact if isinstance(lane, ExactLane) and lane.pool is pool else None
 
     def _index_stats(self, pool: str) -> tuple[int, int]:
         view = self.router.lanes[pool].view

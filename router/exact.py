@@ -12,6 +12,7 @@ keep others away: the model is no part of these keys, adapter and salt are.
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections import deque
 from collections.abc import Callable, Container
@@ -25,6 +26,8 @@ from warmlane._core.kv_events import CLEARED, Intake
 from warmlane._core.radix import RadixTree
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.types import LoadSnapshot, Request
+
+log = logging.getLogger("warmlane.view")
 
 # A prompt's blocks are reported about 4 ms after the step that computed them (9 ms at p95 on a
 # loaded machine, measured on vLLM 0.32); until then they count as there.
@@ -85,7 +88,10 @@ class ExactView:
 
     def open(self, slot: int, why: str = "joining") -> None:
         """A source will fill this slot. Not trusted until `trust`."""
-        if not self.intake.is_open(slot):
+        if self.intake.is_open(slot):
+            self.intake.reset(slot)
+            self._void(slot)
+        else:
             self.intake.open(slot)
         self._why[slot] = why
         self._changed()
@@ -114,6 +120,11 @@ class ExactView:
         self._void(slot)
         self.on_cleared(slot, False)
 
+    def clear_view(self, slot: int) -> None:
+        """Only this view has lost its blocks, not the engine."""
+        self.intake.clear(slot)
+        self._void(slot)
+
     def reset(self, slot: int, *, restarted: bool) -> None:
         """Begin from nothing: another life of the engine, or one that has to be heard again."""
         self.intake.reset(slot)
@@ -139,6 +150,15 @@ class ExactView:
             return False
         self._why[slot] = why
         self._changed()
+        replica = self.pool.replicas[slot]
+        log.log(
+            logging.WARNING if why else logging.INFO,
+            'event=view pool=%s replica=%s view=%s why="%s"',
+            self.pool.name,
+            "" if replica is None else replica.name,
+            "approximate" if why else "exact",
+            why,
+        )
         return True
 
     # Per decision
@@ -283,6 +303,9 @@ class ExactView:
     def _changed(self) -> None:
         self._sizes.clear()
         self.trusted = sum(1 for why in self._why.values() if not why)
+        for replica in self.pool:
+            why = self._why.get(replica.slot)
+            replica.exact = None if why is None else not why
 
     def _on_change(self, event: str, replica: Replica) -> None:
         if event == "removed":

@@ -64,6 +64,7 @@ _PER_REPLICA: Final[dict[str, Callable[[Pool, Replica, float], float | None]]] =
     "warmlane_replica_scrape_age_seconds": (
         lambda pool, replica, now: pool.load_age_s(replica.slot, now)
     ),
+    "warmlane_replica_exact": lambda _, replica, __: replica.exact,
     "warmlane_replica_asleep": _load(lambda load: load.asleep),
     "warmlane_engine_prefix_query_tokens_total": _load(lambda load: load.prefix_queries),
     "warmlane_engine_prefix_hit_tokens_total": _load(lambda load: load.prefix_hits),

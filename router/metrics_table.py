@@ -80,6 +80,13 @@ FAMILIES: Final = (
            "Failed health probes of a replica."),
     Family("warmlane_engine_restarts_total", "counter", _R,
            "Times a replica's own counters went backwards: its cache is empty again."),
+    Family("warmlane_kv_event_batches_total", "counter", _R,
+           "Batches of KV cache events that were applied."),
+    Family("warmlane_kv_event_blocks_total", "counter", ("pool", "replica", "what"),
+           "Blocks in events: stored, removed, unknown_removals, orphans, refused, ..."),
+    Family("warmlane_kv_event_troubles_total", "counter", ("pool", "replica", "kind"),
+           "What befell a stream of events: gap, missed (batches), restart, reconnect, broken,"
+           " replay (asked), replayed, replay_gap, replay_no_end, replay_failed, relearn, ..."),
     Family("warmlane_discovery_failures_total", "counter", ("pool", "source"),
            "Discovery rounds that failed and kept the old list; source is file, dns, srv or "
            "kubernetes."),
@@ -111,6 +118,8 @@ FAMILIES: Final = (
     Family("warmlane_replica_asleep", "gauge", _R, "1 if the engine says that it sleeps."),
     Family("warmlane_prediction_doubt", "gauge", ("pool", "replica", "cause"),
            "1 while predicted and actual hits lastingly disagree, with the likely cause."),
+    Family("warmlane_replica_exact", "gauge", _R,
+           "1 while the replica's hits come from its own events; absent without events."),
     Family("warmlane_engine_prefix_query_tokens_total", "counter", _R,
            "The engine's own counter of prompt tokens looked up in its cache."),
     Family("warmlane_engine_prefix_hit_tokens_total", "counter", _R,

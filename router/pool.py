@@ -35,6 +35,7 @@ class Replica:
     __slots__ = (
         "doubt",
         "endpoint",
+        "exact",
         "health",
         "load",
         "models",
@@ -59,6 +60,7 @@ class Replica:
         self.load: LoadSnapshot | None = None
         self.models: ModelList | None = None
         self.doubt: Doubt | None = None  # what is predicted of it lastingly does not come true
+        self.exact: bool | None = None  # its hits come from its own events; None: it has none
         self.token_features = 0  # proven equal to our tokenizer: bits of token_jobs.bits_of
 
     def __repr__(self) -> str:

@@ -18,11 +18,13 @@ import aiohttp
 from warmlane.router.catalog import Catalog
 from warmlane.router.config import Config, PoolConfig
 from warmlane.router.errors import ConfigError
+from warmlane.router.exact import ExactView
 from warmlane.router.feeds.client import engine_headers, open_session
 from warmlane.router.feeds.discovery import Watch, sources
 from warmlane.router.feeds.kube import KIND, KubeFeed, accesses
 from warmlane.router.feeds.kube_access import Access, open_access
 from warmlane.router.feeds.kube_lease import Lease
+from warmlane.router.feeds.kv_events import EventFeeds, Hub
 from warmlane.router.feeds.membership import Membership
 from warmlane.router.feeds.probe import Prober
 from warmlane.router.feeds.scrape import Pace, Scraper
@@ -52,6 +54,7 @@ class Feeds:
         metrics: Metrics,
         clock: Callable[[], float],
         catalog: Catalog | None = None,
+        exact: Callable[[Pool], ExactView | None] = lambda _: None,
     ) -> None:
         self.pools = pools
         self.metrics = metrics
@@ -69,6 +72,7 @@ class Feeds:
         self._kube: dict[str, KubeFeed] = {}
         self._pace = Pace()
         self._session: aiohttp.ClientSession | None = None
+        self.events = EventFeeds(exact, metrics, Hub(clock))
         self.tokens: TokenFeed | None = None  # where a pool names a tokenizer
         self._tasks: dict[tuple[str, str], list[asyncio.Task[None]]] = {}
         self._watches: dict[str, list[asyncio.Task[None]]] = {}
@@ -119,6 +123,7 @@ class Feeds:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.events.close()
         if self.tokens is not None:
             self.tokens.close()
         if self.lease is not None:
@@ -231,7 +236,9 @@ class Feeds:
     def _on_change(self, pool: Pool, event: str, replica: Replica) -> None:
         if event == "added":
             self._begin(pool, replica)
-        elif event == "removed" and self.pools.get(pool.name) is pool:
+        elif event == "removed":
+            self.events.end(replica)
+        if event == "removed" and self.pools.get(pool.name) is pool:
             self._end(pool, replica)
         elif event == "state":
             log.info(
@@ -268,6 +275,7 @@ class Feeds:
         if self.tokens is not None and pool.name in self.tokens.models:
             prove = partial(self.tokens.prove, pool, replica)
             self._tasks[key].append(self._spawn(f"tokens {replica.name}", prove))
+        self.events.begin(pool, replica, session, headers, self._spawn)
 
     def _end(self, pool: Pool, replica: Replica) -> None:
         key = (pool.name, replica.name)
