@@ -91,13 +91,9 @@ class Picker:
 
     def __init__(self, router: Router, config: Config) -> None:
         self.router = router
-        self.config = config
         self.options = options = config.ext_proc
         self.metrics = router.metrics
-        self.transfer_params: TransferParams = config.transfer_params
-        self.body_bytes = config.limits.body_bytes
-        self.buffered_most = config.limits.buffered_bytes
-        self.text_bytes = config.limits.answer_text_bytes
+        self.follow(config)
         self.level = options.response_level
         self.ordered = options.endpoints == "ordered"
         self.subset = options.subset
@@ -110,12 +106,21 @@ class Picker:
         self.predicted = Predicted(
             router, options.prefill_tokens_per_s, options.output_tokens_per_s
         )
-        self.shadow = Shadow(router, options.mode, options.share, options.prefill_tokens_per_s)
+        self.shadow = Shadow(router, config.shadow)
         # Endpoints by name ("host:port") -> "ip:port"; filled by `addresses.Resolver`.
         self.addresses: dict[str, str] = {}
         self._ways = {name: Ways(pool, self.addresses) for name, pool in router.pools.items()}
 
+    def follow(self, config: Config) -> None:
+        """A reload: limits and rules of bodies count from the next message on."""
+        self.config = config
+        self.transfer_params: TransferParams = config.transfer_params
+        self.body_bytes = config.limits.body_bytes
+        self.buffered_most = config.limits.buffered_bytes
+        self.text_bytes = config.limits.answer_text_bytes
+
     def ways(self, pool: str) -> Ways:
+        """The ways to one pool's replicas."""
         return self._ways[pool]
 
     def way(self, pool: str, slot: int) -> Way:

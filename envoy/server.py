@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from importlib import import_module
-from importlib.util import find_spec
 from time import monotonic
 from typing import Any, Final
 
+from warmlane.envoy import transport_native
 from warmlane.envoy.addresses import Resolver
 from warmlane.envoy.health import SERVICE, Health
 from warmlane.envoy.picker import Picker
@@ -21,13 +20,13 @@ from warmlane.envoy.streams import Methods, Transport, TransportLimits
 from warmlane.envoy.tls import Tls
 from warmlane.envoy.transport_grpcio import start_grpcio
 from warmlane.router.build import Running
-from warmlane.router.config import Config, ExtProc
+from warmlane.router.config import Config
+from warmlane.router.config_envoy import ExtProc
 from warmlane.router.errors import ConfigError
 
 log = logging.getLogger("warmlane.envoy")
 
 PROCESS: Final = f"/{SERVICE}/Process"
-_NATIVE: Final = "warmlane.envoy.transport_native"
 _TICK_S: Final = 0.05
 _RELOAD_EVERY: Final = 40  # ticks between two looks at the certificate's files
 _LOG_EVERY_S: Final = 60.0  # shadow report
@@ -55,6 +54,7 @@ class Server:
         self._ticks = 0
         self._log_at = monotonic() + _LOG_EVERY_S
         running.shadow = self.picker.shadow
+        running.followers.append(self.picker.follow)
 
     @property
     def port(self) -> int:
@@ -93,7 +93,7 @@ class Server:
             self.port,
             "off" if self.tls is None else "self-signed" if not options.tls_cert else "files",
             options.response_level,
-            options.mode,
+            self.running.config.shadow.mode,
         )
         self._tick()
 
@@ -157,41 +157,27 @@ def limits_of(config: Config) -> TransportLimits:
 async def _listen(
     name: str, methods: Methods, host: str, port: int, tls: Tls | None, limits: TransportLimits
 ) -> Transport:
-    native = None if name == "grpcio" else _native()
-    if name == "native" and native is None:
-        raise ConfigError("ext_proc.transport: native is not built here; use auto or grpcio")
+    missing = transport_native.why_missing()
+    if name == "native" and missing:
+        raise ConfigError(f"ext_proc.transport: native: {missing}; use auto or grpcio")
+    if name == "auto" and missing:
+        log.info('event=native_transport_missing why="%s"', missing)
     try:
-        if native is not None:
-            context = None if tls is None else tls.context
-            made: Transport = await native.start_native(
-                methods, host=host, port=port, tls=context, limits=_native_limits(native, limits)
-            )
-            return made
-        return await start_grpcio(methods, host=host, port=port, tls=tls, limits=limits)
+        if name == "grpcio" or missing:
+            return await start_grpcio(methods, host=host, port=port, tls=tls, limits=limits)
+        native = transport_native.NativeLimits(
+            streams=2 * limits.streams,
+            streams_per_connection=limits.streams,
+            message_bytes=limits.message_bytes,
+            stream_bytes=2 * limits.message_bytes,
+            held_bytes=limits.buffered_bytes,
+            keepalive_s=limits.keepalive_s,
+        )
+        return await transport_native.start_native(
+            methods, host=host, port=port, tls=None if tls is None else tls.context, limits=native
+        )
     except OSError as error:
         raise PortTaken(f"{host}:{port}: {error.strerror or error}") from error
-
-
-def _native_limits(native: Any, limits: TransportLimits) -> Any:
-    return native.NativeLimits(
-        streams_per_connection=limits.streams,
-        message_bytes=limits.message_bytes,
-        stream_bytes=2 * limits.message_bytes,
-        held_bytes=limits.buffered_bytes,
-        keepalive_s=limits.keepalive_s,
-    )
-
-
-def _native() -> Any:
-    """The native transport's module; None where it is not built."""
-    if find_spec("warmlane._core.h2") is None or find_spec(_NATIVE) is None:
-        return None
-    module = import_module(_NATIVE)
-    why = module.why_missing()
-    if why:
-        log.info('event=native_transport_missing why="%s"', why)
-        return None
-    return module
 
 
 async def start_server(running: Running) -> Server:

@@ -280,7 +280,7 @@ class Session(Reply):
     def _decide_beside(self, prepared: Prepared, now: float, rand: int) -> bool:
         """Decide while somebody else's choice counts or is compared. True: change nothing."""
         picker = self._picker
-        shadow, router = picker.shadow, picker.router
+        shadow = picker.shadow
         acts = not self._observed and shadow.acts(rand >> 32)
         least = not self._observed and shadow.mode == "least-requests"
         other = shadow.other(prepared, now, rand) if least else -1
@@ -291,11 +291,9 @@ class Session(Reply):
             return False
         self._beside = shadow.beside(prepared, decision)
         if least:
-            self._told(other)
+            self._decision = shadow.instead(decision, self._beside, other, now)
             self._slot = other
-            router.moved(decision.ticket, other, now)
-            rest = [slot for slot in decision.choices if slot != other]
-            self._decision = msgspec.structs.replace(decision, choices=(other, *rest))
+            self._told(other)
             return False
         self._slot = -1  # until the gateway says who serves
         return True

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from warmlane.router.config import ExtProc
+from warmlane.router.config_envoy import ExtProc
 from warmlane.router.errors import ConfigError
 
 _DAYS = 3650  # the certificate lives as long as the process, which must not end with it

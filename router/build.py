@@ -43,7 +43,7 @@ _IDLE_S = 0.1
 
 # What a reload cannot change in a running router: sockets, and the sizes of tables and blocks.
 # Everything else it can. What is left as it was is named.
-_RESTART = ("listen", "admin", "ext_proc", "index", "tokens", "leader")
+_RESTART = ("listen", "admin", "ext_proc", "shadow", "index", "tokens", "leader")
 _RESTART_LIMITS = ("replicas", "tickets", "upstream_idle")
 _RESTART_TIMEOUTS = ("upstream_keepalive_s",)
 _RESTART_POOL = ("tokenizer", "kv_events")

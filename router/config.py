@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from warmlane.router.config_envoy import ExtProc, ShadowConfig
 from warmlane.router.types import ReplicaSpec
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0)]
-Rate = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Part = str | dict[str, Any]
@@ -317,60 +317,6 @@ class Index(Tree, frozen=True, kw_only=True):
     output_tokens: Annotated[Count, _note("guess of the answer's length; then learned")] = 256
 
 
-class ExtProc(Tree, frozen=True, kw_only=True):
-    """The Envoy endpoint picker (`warmlane ext-proc`)."""
-
-    host: Annotated[str, _note("address to bind")] = "127.0.0.1"
-    port: Annotated[Port, _note("ext_proc streams; 0 takes a free port")] = 9002
-    health_port: Annotated[Port, _note("gRPC health service, plaintext; 0 takes a free port")] = (
-        9003
-    )
-    insecure: Annotated[bool, _note("plaintext in place of TLS")] = False
-    tls_cert: Annotated[str, _note("PEM file, watched; empty: self-signed at start")] = ""
-    tls_key: Annotated[str, _note("PEM file with its private key")] = ""
-    transport: Annotated[
-        Literal["auto", "native", "grpcio"], _note("auto: native where it is built, else grpcio")
-    ] = "auto"
-    response_level: Annotated[
-        int,
-        Meta(
-            ge=0,
-            le=2,
-            description="0: requests only, ends are predicted; 1: headers and end of the answer;"
-            " 2: the whole answer, with its usage",
-        ),
-    ] = 1
-    endpoints: Annotated[
-        Literal["one", "ordered"],
-        _note("ordered: all choices, for gateways that walk a list; most read one address only"),
-    ] = "one"
-    body_mode: Annotated[
-        Literal["none", "streamed", "buffered", "full_duplex"],
-        _note("request body mode of a gateway that does not tell it (Envoy before 1.33)"),
-    ] = "full_duplex"
-    subset: Annotated[bool, _note("honour the endpoint subset in the gateway's metadata")] = True
-    mode: Annotated[
-        Literal["active", "shadow", "least-requests"],
-        _note("shadow: decide and report, change nothing; switched at run time by the admin port"),
-    ] = "active"
-    share: Annotated[
-        Share, _note("share of requests that `active` decides; the rest as shadow")
-    ] = 1.0
-    streams: Annotated[
-        Count, _note("concurrent streams per connection: answers under way at levels 1 and 2")
-    ] = 50_000
-    keepalive_s: Annotated[Seconds, _note("silence before a PING asks whether a peer lives")] = 60.0
-    prefill_tokens_per_s: Annotated[
-        Rate, _note("level 0: first guess of a replica's prefill speed; scrapes correct it")
-    ] = 8000.0
-    output_tokens_per_s: Annotated[
-        Rate, _note("level 0: first guess of one answer's speed; scrapes correct it")
-    ] = 40.0
-    test_headers: Annotated[
-        bool, _note("obey test-epp-endpoint-selection and report the served endpoint; tests only")
-    ] = False
-
-
 class Config(Tree, frozen=True, kw_only=True):
     """The whole tree. `Config()` is valid: no pool has replicas, and every request gets 503."""
 
@@ -391,6 +337,7 @@ class Config(Tree, frozen=True, kw_only=True):
     tokens: Annotated[Tokens, _note("token ids for exact matching")] = Tokens()
     index: Annotated[Index, _note("view of the caches")] = Index()
     ext_proc: Annotated[ExtProc, _note("the Envoy endpoint picker")] = ExtProc()
+    shadow: Annotated[ShadowConfig, _note("decisions beside somebody else's")] = ShadowConfig()
     leader: Annotated[Leader, _note("election among several pickers")] = Leader()
     transfer_params: Annotated[
         Literal["reject", "strip"], _note("what to do with a client's *_transfer_params")

@@ -113,7 +113,6 @@ _SECTION = {
     "transport": "transport",
     "response_level": "response_level",
     "endpoints": "endpoints",
-    "share": "share",
     "test_headers": "test_headers",
 }
 
@@ -136,9 +135,13 @@ def config_from(args: argparse.Namespace) -> Config:
         )
     section = dict(data.get("ext_proc") or {})
     section.update({field: given[name] for name, field in _SECTION.items() if name in given})
-    if given.get("shadow"):
-        section["mode"] = "shadow"
     data["ext_proc"] = section
+    watch = dict(data.get("shadow") or {})
+    if given.get("shadow"):
+        watch["mode"] = "shadow"
+    if "share" in given:
+        watch["share"] = given["share"]
+    data["shadow"] = watch
     admin = dict(data.get("admin") or {})
     admin.setdefault("port", _METRICS_PORT)
     if not is_loopback(admin.get("host", "127.0.0.1")) and not admin.get("token_file"):

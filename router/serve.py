@@ -29,6 +29,7 @@ from warmlane.router.config_load import from_data, read, with_flags
 from warmlane.router.errors import ConfigError
 from warmlane.router.proxy.admin import Admin, start_admin
 from warmlane.router.proxy.server import Proxy, start_proxy
+from warmlane.router.shadow import Shadow
 
 log = logging.getLogger("warmlane")
 
@@ -90,6 +91,7 @@ async def start(config: Config, reload: Callable[[], Config] | None = None) -> S
         with _Binding(config.listen.host, config.listen.port):
             proxy = await start_proxy(running.router, config)
         running.followers.append(proxy.state.follow)
+        running.shadow = proxy.state.shadow = Shadow(running.router, config.shadow)
 
         def again() -> list[str]:
             return running.reload(reload() if reload is not None else running.config)
@@ -155,6 +157,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "events of the engines' KV caches: off, auto (ask the engines) or EVENTS[,REPLAY]",
         metavar="ENDPOINT",
     )
+    option(
+        "--shadow",
+        "choose by least in-flight (shadow.baseline) and report what the policy would have chosen",
+        action="store_true",
+    )
+    option("--share", "share of requests that the policy decides (1)", type=float, metavar="SHARE")
     option("--zone", "zone of this router; replicas of the same zone are preferred")
     option("--debug-headers", "answer with x-warmlane-* headers to everybody", action="store_true")
     option("--drain-s", "longest wait for requests under way at SIGTERM (60)", type=float)
@@ -212,6 +220,10 @@ def config_from(args: argparse.Namespace) -> Config:
             data[name] = given[name]
     if "drain_s" in given:
         data["timeouts"] = {**(data.get("timeouts") or {}), "drain_s": given["drain_s"]}
+    watch = {"mode": "shadow"} if "shadow" in given else {}
+    watch.update({"share": given["share"]} if "share" in given else {})
+    if watch:
+        data["shadow"] = {**(data.get("shadow") or {}), **watch}
     if args.drain_delay_s < 0:
         raise ConfigError(f"--drain-delay-s: {args.drain_delay_s:g}: must not be negative")
     config = from_data(data, where=str(path) if path else "options")

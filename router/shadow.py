@@ -19,12 +19,13 @@ from typing import Final, Literal
 
 import msgspec
 
+from warmlane.router.config_envoy import ShadowConfig
 from warmlane.router.core import Router
 from warmlane.router.decide import Decider
 from warmlane.router.lane import Prepared
-from warmlane.router.pool import Replica
+from warmlane.router.pool import Pool, Replica
 from warmlane.router.registry import build_parts
-from warmlane.router.types import Decision
+from warmlane.router.types import Decision, Request
 
 Mode = Literal["active", "shadow", "least-requests"]
 MODES: Final = ("active", "shadow", "least-requests")
@@ -86,6 +87,10 @@ class Beside:
         sums.our_ttft_s += our_ttft_s
         sums.their_ttft_s += their_ttft_s
 
+    def hit_tokens(self, slot: int) -> int:
+        """Predicted hit tokens on any slot, at the decision."""
+        return int(self._hits[slot])
+
     def _judged(self, slot: int, whose: str) -> tuple[int, float]:
         """(hit tokens, predicted seconds to the first token) on a slot, at the decision."""
         hit, count = self._hits[slot], self._shadow.count
@@ -108,28 +113,20 @@ class Shadow:
     """The switch of a face, and what was compared so far by model.
 
     always: warmlane's choice counts for every request; the one thing a face asks on its fast path.
-    baseline: policy of the other side where this router makes its choice.
+    The baseline is the other side where this router makes its choice: by config, and after a switch
+    to "least-requests" that.
     """
 
-    def __init__(
-        self,
-        router: Router,
-        mode: Mode,
-        share: float,
-        prefill_tokens_per_s: float,
-        baseline: str = "least-requests",
-    ) -> None:
-        self.mode: Mode = mode
-        self.share = share
-        self.rate = prefill_tokens_per_s
+    def __init__(self, router: Router, config: ShadowConfig) -> None:
+        self.mode: Mode = config.mode
+        self.share = config.share
+        self.rate = config.prefill_tokens_per_s
         self.sums: dict[str, Sums] = {}
         self.always = False
-        self._others: dict[str, Decider] = {}
-        for pool in router.pools.values():
-            plain = msgspec.structs.replace(pool.config, policy=baseline, scorers=[], picker="")
-            parts = build_parts(plain, f"pool {pool.name!r}")
-            self._others[pool.name] = Decider(pool, parts, router.config.zone)
         self.count = router.metrics.count
+        self._router = router
+        self._baseline = config.baseline
+        self._others: dict[str, tuple[Pool, str, Decider]] = {}
         self.switch()
 
     def acts(self, rand: int) -> bool:
@@ -140,12 +137,48 @@ class Shadow:
 
     def other(self, prepared: Prepared, now: float, rand: int) -> int:
         """The baseline's choice: to be asked before our own decision books its work."""
-        target, decider = prepared.target, self._others[prepared.target.pool]
+        target, decider = prepared.target, self._decider(prepared.lane.pool)
         prompt_tokens, _ = prepared.lane.view.lengths(prepared.key)
         candidates = decider.begin(target.model, target.adapter, prompt_tokens, now)
         candidates.hit_tokens = candidates.no_hits
         decider.decide(prepared.request, rand)
         return decider.order[0]
+
+    def route(self, request: Request, now: float, rand: int) -> Decision:
+        """`Router.decide` for a face that sends the request itself, while not `always`.
+
+        Where warmlane's choice does not count, the baseline's comes first in the decision, the work
+        is booked there, and both are compared. Raises NoReplica, RequestError.
+        """
+        prepared = self._router.prepare(request, rand)
+        if self.acts(rand >> 32):
+            return prepared.lane.decide(prepared, now, rand)
+        other = self.other(prepared, now, rand)
+        decision = prepared.lane.decide(prepared, now, rand)
+        beside = self.beside(prepared, decision)
+        beside.told(other)
+        return self.instead(decision, beside, other, now)
+
+    def instead(self, decision: Decision, beside: Beside, slot: int, now: float) -> Decision:
+        """The decision with this slot first, and its work booked there."""
+        self._router.moved(decision.ticket, slot, now)
+        hits = dict(zip(decision.choices, decision.hit_tokens, strict=True))
+        hits.setdefault(slot, beside.hit_tokens(slot))
+        choices = (slot, *[each for each in decision.choices if each != slot])
+        return msgspec.structs.replace(
+            decision, choices=choices, hit_tokens=tuple([hits[each] for each in choices])
+        )
+
+    def _decider(self, pool: Pool) -> Decider:
+        """The baseline's; made when the pool, its policy or the mode is new."""
+        policy = "least-requests" if self.mode == "least-requests" else self._baseline
+        found = self._others.get(pool.name)
+        if found is None or found[0] is not pool or found[1] != policy:
+            plain = msgspec.structs.replace(pool.config, policy=policy, scorers=[], picker="")
+            parts = build_parts(plain, f"pool {pool.name!r}")
+            found = (pool, policy, Decider(pool, parts, self._router.config.zone))
+            self._others[pool.name] = found
+        return found[2]
 
     def switch(self, mode: Mode | None = None, share: float | None = None) -> None:
         """Change what is given, at once for the next request. ValueError: out of range."""

@@ -55,7 +55,11 @@ class Exchange(Delivery):
         self.kind = request.kind
         now = monotonic()
         try:
-            decision = self._decision = state.router.decide(request, now, state.rand(32))
+            shadow = state.shadow
+            if shadow is None or shadow.always:
+                decision = self._decision = state.router.decide(request, now, state.rand(32))
+            else:
+                decision = self._decision = shadow.route(request, now, state.rand(48))
         except RouterError as error:
             self._refuse_unsent(error)
             return

@@ -22,6 +22,7 @@ from warmlane.router.proxy.access import Keys
 from warmlane.router.proxy.links import Links
 from warmlane.router.proxy.tracked import Tracked
 from warmlane.router.requests import TransferParams
+from warmlane.router.shadow import Shadow
 from warmlane.router.types import ReplicaState
 
 log = logging.getLogger("warmlane.proxy")
@@ -107,6 +108,7 @@ class State:
         self.draining = False
         self.clients: Tracked[Client] = Tracked()
         self.rand = random.Random().getrandbits
+        self.shadow: Shadow | None = None  # set by the command: decisions beside a baseline's
         self.tls_client: ssl.SSLContext | None = None
         self.links = Links(
             keepalive_s=self.timeouts.upstream_keepalive_s,

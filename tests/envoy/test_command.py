@@ -130,7 +130,6 @@ def test_nowhere_to_route_to_is_status_2(capsys: object) -> None:
 
 
 def test_the_section_of_the_config_file(tmp_path: Path) -> None:
-    data = {"ext_proc": {"endpoints": "ordered", "response_level": 2, "mode": "shadow"}}
-    options = from_data(data).ext_proc
-    assert (options.endpoints, options.response_level, options.mode) == ("ordered", 2, "shadow")
+    options = from_data({"ext_proc": {"endpoints": "ordered", "response_level": 2}}).ext_proc
+    assert (options.endpoints, options.response_level) == ("ordered", 2)
     assert options.port == 9002 and options.health_port == 9003

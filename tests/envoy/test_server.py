@@ -13,6 +13,7 @@ import pytest
 
 from tests.envoy import gateway as envoy
 from tests.envoy import rig
+from tests.envoy.transports import NAMES
 from warmlane.envoy.health import SERVICE
 from warmlane.envoy.proto.messages import HealthCheckRequest
 from warmlane.envoy.server import PortTaken
@@ -23,8 +24,15 @@ BODY = envoy.CHAT % b"hello there"
 ENDPOINTS = {"127.0.0.1:9", "127.0.0.2:9"}
 
 
-async def test_a_request_and_its_answer() -> None:
-    async with rig.picker() as server, rig.channel(server) as channel:
+@pytest.fixture(params=NAMES)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each transport that is built here."""
+    name: str = request.param
+    return name
+
+
+async def test_a_request_and_its_answer(transport: str) -> None:
+    async with rig.picker(transport=transport) as server, rig.channel(server) as channel:
         stream = rig.Stream(channel)
         await stream.say(envoy.request_headers(), envoy.request_body(BODY))
         head, piece = await stream.hear(2)
@@ -42,9 +50,9 @@ async def test_a_request_and_its_answer() -> None:
         assert 'warmlane_ext_proc_streams_total{end="done"} 1.0' in metrics
 
 
-async def test_a_body_of_16_mb_comes_back_as_it_went() -> None:
+async def test_a_body_of_16_mb_comes_back_as_it_went(transport: str) -> None:
     body = bytes(range(256)) * (1 << 16)
-    async with rig.picker() as server, rig.channel(server) as channel:
+    async with rig.picker(transport=transport) as server, rig.channel(server) as channel:
         stream = rig.Stream(channel)
         await stream.say(envoy.request_headers(path="/v1/files", headers={}))
         cuts = [body[at : at + 500_000] for at in range(0, len(body), 500_000)]
@@ -55,8 +63,8 @@ async def test_a_body_of_16_mb_comes_back_as_it_went() -> None:
         assert await stream.end() == 0
 
 
-async def test_many_streams_at_once() -> None:
-    async with rig.picker() as server, rig.channel(server) as channel:
+async def test_many_streams_at_once(transport: str) -> None:
+    async with rig.picker(transport=transport) as server, rig.channel(server) as channel:
 
         async def one() -> None:
             stream = rig.Stream(channel)
@@ -70,8 +78,8 @@ async def test_many_streams_at_once() -> None:
         assert server.picker.router.open_tickets == 0
 
 
-async def test_a_gateway_that_resets_leaves_nothing() -> None:
-    async with rig.picker() as server, rig.channel(server) as channel:
+async def test_a_gateway_that_resets_leaves_nothing(transport: str) -> None:
+    async with rig.picker(transport=transport) as server, rig.channel(server) as channel:
         for messages in ([], [envoy.request_headers()], [envoy.request_headers(), BODY]):
             stream = rig.Stream(channel)
             if messages:
@@ -85,16 +93,16 @@ async def test_a_gateway_that_resets_leaves_nothing() -> None:
         assert server.picker.buffered == 0
 
 
-async def test_an_unreadable_message_is_invalid_argument() -> None:
-    async with rig.picker() as server, rig.channel(server) as channel:
+async def test_an_unreadable_message_is_invalid_argument(transport: str) -> None:
+    async with rig.picker(transport=transport) as server, rig.channel(server) as channel:
         stream = rig.Stream(channel)
         await stream.say(b"\xff\xff")
         assert await stream.code() == 3
 
 
-async def test_a_message_beyond_the_limit_is_refused() -> None:
+async def test_a_message_beyond_the_limit_is_refused(transport: str) -> None:
     async with (
-        rig.picker(limits={"body_bytes": 100_000}) as server,
+        rig.picker(transport=transport, limits={"body_bytes": 100_000}) as server,
         rig.channel(server) as channel,
     ):
         stream = rig.Stream(channel)
@@ -104,8 +112,8 @@ async def test_a_message_beyond_the_limit_is_refused() -> None:
         assert await stream.code() == 8
 
 
-async def test_an_unknown_method_is_unimplemented() -> None:
-    async with rig.picker() as server, rig.channel(server) as channel:
+async def test_an_unknown_method_is_unimplemented(transport: str) -> None:
+    async with rig.picker(transport=transport) as server, rig.channel(server) as channel:
         call = channel.unary_unary("/envoy.service.ext_proc.v3.ExternalProcessor/Other")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"")
@@ -115,15 +123,18 @@ async def test_an_unknown_method_is_unimplemented() -> None:
 # TLS
 
 
-async def test_a_certificate_of_its_own_by_default() -> None:
-    async with rig.picker(insecure=False) as server, rig.channel(server) as channel:
+async def test_a_certificate_of_its_own_by_default(transport: str) -> None:
+    async with (
+        rig.picker(transport=transport, insecure=False) as server,
+        rig.channel(server) as channel,
+    ):
         stream = rig.Stream(channel)
         await stream.say(envoy.request_headers(method="GET", headers={}, end=True))
         (head,) = await stream.hear(1)
         assert head.endpoint in ENDPOINTS
 
 
-async def test_certificate_files_are_followed(tmp_path: Path) -> None:
+async def test_certificate_files_are_followed(transport: str, tmp_path: Path) -> None:
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
 
     def write() -> bytes:
@@ -134,7 +145,7 @@ async def test_certificate_files_are_followed(tmp_path: Path) -> None:
 
     first = write()
     files = {"tls_cert": str(cert), "tls_key": str(key)}
-    async with rig.picker(insecure=False, **files) as server:
+    async with rig.picker(transport=transport, insecure=False, **files) as server:
         seen = await asyncio.to_thread(rig.peer_certificate, server.port)
         assert seen == first
         second = write()
@@ -145,12 +156,12 @@ async def test_certificate_files_are_followed(tmp_path: Path) -> None:
         assert await asyncio.to_thread(rig.peer_certificate, server.port) == second
 
 
-async def test_bad_certificate_files_stop_the_start(tmp_path: Path) -> None:
+async def test_bad_certificate_files_stop_the_start(transport: str, tmp_path: Path) -> None:
     bad = tmp_path / "bad.pem"
     bad.write_text("no certificate")
     for path in (bad, tmp_path / "missing.pem"):
         with pytest.raises(ConfigError, match=r"ext_proc\.tls_cert"):
-            async with rig.picker(insecure=False, tls_cert=str(path)):
+            async with rig.picker(transport=transport, insecure=False, tls_cert=str(path)):
                 pass
 
 
@@ -163,8 +174,8 @@ async def health(channel: Any, name: str = SERVICE) -> int:
     return answer[1]
 
 
-async def test_health_on_both_ports() -> None:
-    async with rig.picker(insecure=False) as server:
+async def test_health_on_both_ports(transport: str) -> None:
+    async with rig.picker(transport=transport, insecure=False) as server:
         for port in (None, server.health_port):
             async with rig.channel(server, port) as channel:
                 for name in ("", "liveness", "readiness", SERVICE):
@@ -176,8 +187,11 @@ async def test_health_on_both_ports() -> None:
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_watcher_hears_of_the_drain() -> None:
-    async with rig.picker() as server, rig.channel(server, server.health_port) as channel:
+async def test_a_watcher_hears_of_the_drain(transport: str) -> None:
+    async with (
+        rig.picker(transport=transport) as server,
+        rig.channel(server, server.health_port) as channel,
+    ):
         call = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
         assert await call.read() == b"\x08\x01"
         assert await server.drain(timeout_s=5.0)
@@ -185,8 +199,8 @@ async def test_a_watcher_hears_of_the_drain() -> None:
         call.cancel()
 
 
-async def test_a_drain_lets_streams_finish_and_opens_no_more() -> None:
-    async with rig.picker() as server, rig.channel(server) as channel:
+async def test_a_drain_lets_streams_finish_and_opens_no_more(transport: str) -> None:
+    async with rig.picker(transport=transport) as server, rig.channel(server) as channel:
         stream = rig.Stream(channel)
         await stream.say(envoy.request_headers(), envoy.request_body(BODY[:9], end=False))
         await rig.until(lambda: server.picker.buffered == 9)
@@ -206,12 +220,13 @@ async def test_a_drain_lets_streams_finish_and_opens_no_more() -> None:
         assert await drain
 
 
-async def test_a_drain_that_takes_too_long_cuts() -> None:
-    async with rig.picker() as server, rig.channel(server) as channel:
+async def test_a_drain_that_takes_too_long_cuts(transport: str) -> None:
+    async with rig.picker(transport=transport) as server, rig.channel(server) as channel:
         stream = rig.Stream(channel)
         await stream.say(envoy.request_headers(), envoy.request_body(BODY))
         await stream.hear(2)
         assert not await server.drain(timeout_s=0.2)
+        await server.close()
         await rig.until(lambda: server.picker.open == 0)
         assert server.picker.router.open_tickets == 0
 
@@ -219,16 +234,19 @@ async def test_a_drain_that_takes_too_long_cuts() -> None:
 # Starting
 
 
-async def test_a_taken_port_is_one_line() -> None:
-    async with rig.picker() as server:
+async def test_a_taken_port_is_one_line(transport: str) -> None:
+    async with rig.picker(transport=transport) as server:
         with pytest.raises(PortTaken, match=f"127.0.0.1:{server.port}"):
-            async with rig.picker(port=server.port):
+            async with rig.picker(transport=transport, port=server.port):
                 pass
 
 
-async def test_names_of_replicas_are_resolved() -> None:
+async def test_names_of_replicas_are_resolved(transport: str) -> None:
     pools = [{"replicas": ["http://localhost:9"]}]
-    async with rig.picker(pools=pools) as server, rig.channel(server) as channel:
+    async with (
+        rig.picker(transport=transport, pools=pools) as server,
+        rig.channel(server) as channel,
+    ):
         stream = rig.Stream(channel)
         await stream.say(envoy.request_headers(), envoy.request_body(BODY))
         head, _ = await stream.hear(2)

@@ -50,6 +50,7 @@ def make() -> Iterator[Make]:
         for name in ("models", "limits", "transfer_params"):
             if name in options:
                 data[name] = options.pop(name)
+        data["shadow"] = {name: options.pop(name) for name in ("mode", "share") if name in options}
         data["ext_proc"] = options
         picker = Picker(Router(from_data(data)), from_data(data))
         made.append(picker)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from warmlane.router.config_load import from_data
@@ -16,7 +18,12 @@ RATE = 1000.0
 def build(mode: Mode = "shadow", share: float = 1.0) -> tuple[Router, Shadow]:
     replicas = [f"http://10.0.0.{number}:80" for number in range(3)]
     router = Router(from_data({"pools": [{"replicas": replicas, "models": ["m"]}]}))
-    return router, Shadow(router, mode, share, RATE)
+    return router, Shadow(router, config(mode, share))
+
+
+def config(mode: Mode = "shadow", share: float = 1.0, baseline: str = "least-requests") -> Any:
+    plain = {"mode": mode, "share": share, "baseline": baseline, "prefill_tokens_per_s": RATE}
+    return from_data({"shadow": plain}).shadow
 
 
 def decide(router: Router, shadow: Shadow, model: str = "m") -> tuple[Prepared, Decision]:
@@ -96,7 +103,7 @@ def test_metrics_say_the_same_as_the_report() -> None:
 def test_a_name_that_nobody_lists_is_no_label() -> None:
     replicas = ["http://10.0.0.1:80"]
     router = Router(from_data({"pools": [{"replicas": replicas}]}))
-    shadow = Shadow(router, "shadow", 1.0, RATE)
+    shadow = Shadow(router, config())
     prepared, decision = decide(router, shadow, "what a client wrote")
     shadow.beside(prepared, decision).told(0)
     router.pools["default"].set_models(0, ModelList(models=frozenset({"listed"})))
