@@ -42,6 +42,7 @@ class Client(asyncio.Protocol):
         "_ended",
         "_paused",
         "_pumping",
+        "_seen",
         "_state",
         "_tail",
         "_waiting",
@@ -63,6 +64,7 @@ class Client(asyncio.Protocol):
         self._body: BodyReader | None = None  # of the request that is being read
         self._pumping = False
         self._waiting = False  # for the rest of a head
+        self._seen = 0  # bytes of that head that need no second look
         self._paused = False  # we do not read
         self._ended = False
         self.stalled = False  # the client does not read
@@ -224,7 +226,7 @@ class Client(asyncio.Protocol):
             while data.startswith(b"\r\n", start):
                 start += 2
             data = data[start:]  # cut once: a client may send many
-        end = data.find(END) + 4
+        end = data.find(END, self._seen and max(0, self._seen - 3)) + 4
         if end < 4 or end > self._state.limits.head_bytes:
             self._wait_for_head(data)
             return b""
@@ -236,8 +238,11 @@ class Client(asyncio.Protocol):
         if len(data) > state.limits.head_bytes:
             state.metrics.limit_reached("head_bytes")
             raise RequestError(431, "The request head is too large.")
-        if data not in (b"", b"\r"):
-            check_start(data)
+        if data in (b"", b"\r"):
+            self._seen = 0
+        else:
+            check_start(data, self._seen)
+            self._seen = len(data)
             if not self._waiting:
                 self._waiting = True
                 self.deadline = state.now + state.timeouts.head_s
@@ -247,6 +252,7 @@ class Client(asyncio.Protocol):
         """A head is read, up to `end`: decide what happens to its body; the bytes behind it."""
         state = self._state
         self._waiting = False
+        self._seen = 0
         if head.close or state.draining:
             self.closing = True
         if state.guarded and head.path != "/health":
