@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import signal
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, NotFoundError
 
 from .vllm.chats import CHATS, TURNS, Script, Tally, send_all
-from .vllm.engines import Engine, WheelsUnavailableError, install, make_model
+from .vllm.engines import Engine, WheelsUnavailableError, install, make_model, wait_dead
 from .vllm.router import Router, serving
 from .vllm.storm import Storm, storm
 from .vllm.tap import Tap
@@ -226,14 +228,18 @@ def test_an_engine_dies_under_load(engines: list[Engine], taps: list[Tap], part:
     """Killed: the engine proper (its HTTP server says so, then exits), or everything at once."""
     struck: list[tuple[Engine, Tap]] = []
 
-    def strike(tap: Tap) -> None:
+    def strike(tap: Tap) -> Callable[[], None]:
         victim = engines[taps.index(tap)]
         struck.append((victim, tap))
         if part == "core":
-            victim.kill_core()
-        else:
+            return partial(wait_dead, victim.kill_core())
+        victim.send(signal.SIGKILL)
+
+        def gone() -> None:
             victim.kill()
             tap.refuse()
+
+        return gone
 
     for engine in engines:
         engine.wait_ready()
@@ -258,9 +264,10 @@ def test_an_engine_freezes_under_load(engines: list[Engine], taps: list[Tap]) ->
     """Stopped, not dead: connections stay open and nothing comes. Time-outs and the probe tell."""
     struck: list[Engine] = []
 
-    def strike(tap: Tap) -> None:
+    def strike(tap: Tap) -> Callable[[], None]:
         struck.append(engines[taps.index(tap)])
-        struck[0].freeze()
+        struck[0].send(signal.SIGSTOP)
+        return lambda: None
 
     for engine in engines:
         engine.wait_ready()
@@ -275,7 +282,7 @@ def test_an_engine_freezes_under_load(engines: list[Engine], taps: list[Tap]) ->
             ejected = router.total("warmlane_ejections_total")
         finally:
             for engine in struck:
-                engine.thaw()
+                engine.send(signal.SIGCONT)
         print(f"\nfrozen: {describe(seen)}")
         judge(seen, FROZEN_S)
         settled(router)

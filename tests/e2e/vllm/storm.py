@@ -195,9 +195,12 @@ async def storm(
     taps: Sequence[Tap],
     before_s: float,
     after_s: float,
-    strike: Callable[[Tap], None],
+    strike: Callable[[Tap], Callable[[], None]],
 ) -> Storm:
-    """Run the clients, strike an engine that is in the midst of it, and run on for a while."""
+    """Run the clients, strike an engine that is in the midst of it, and run on for a while.
+
+    strike: deals the blow and returns what waits for its effect.
+    """
     fates: list[Fate] = []
     hunger = Hunger(router.process.pid, taps)
     stop = asyncio.Event()
@@ -226,8 +229,9 @@ async def storm(
         while (victim := vulnerable(fates, taps)) is None:
             assert time.monotonic() < patience, "no engine has both kinds of requests at once"
             await asyncio.sleep(0.005)
-        await asyncio.to_thread(strike, victim)
-        dead = time.monotonic()
+        struck = strike(victim)  # here and now: its stream would end by itself soon
+        await asyncio.to_thread(struck)
+        dead = time.monotonic()  # not before: on a busy machine a process takes seconds to die
         await asyncio.sleep(after_s)
         stop.set()
         await asyncio.gather(*clients)
