@@ -51,7 +51,7 @@ test: lint ## the linters, then every test that needs no real engine
 	$(PY) -m pytest -m "not vllm"
 
 test-vllm: build ## the router in front of two real vLLM engines (fetches about 600 MB once)
-	$(PY) -m pytest -m vllm -s tests/e2e/test_vllm.py
+	$(PY) -m pytest -m vllm -s tests/e2e
 
 lint: build ## ruff, mypy strict, pyright, cython-lint
 	$(VENV)/bin/ruff check .

@@ -29,6 +29,8 @@ UPLOAD = "/any/upload"  # a path that is routed by load, whatever is in the body
 
 def listeners(tree: Tree, backends: list[Backend]) -> None:
     del backends
+    first = BUILT[0]
+    config.add_listener(tree, "small-buffer", first, request_body_mode="BUFFERED")
     config.listener(tree)["per_connection_buffer_limit_bytes"] = 2 * LARGEST
     for transport in BUILT:
         for mode in config.BODY_MODES:
@@ -89,3 +91,9 @@ async def test_a_request_without_a_body(bench: Stage, transport: str, mode: str)
         answer = await bench.ask(ask, client, f"{transport}-{mode}")
         assert answer.status == 200
         assert answer.json["data"]
+
+
+async def test_a_buffer_that_is_too_small_says_so(bench: Stage) -> None:
+    """Envoy's own answer, with the buffer of 1 MiB that it has without being told."""
+    answer = await bench.ask(Ask(noise(2 * MB), UPLOAD), "http1", "small-buffer")
+    assert answer.status == 413
