@@ -104,11 +104,13 @@ class NativeTransport:
 
     def _connection(self) -> Connection:
         made: Connection = _connection.Connection(
-            self._shared, self._methods, _report, self._lost, self._loop
+            self._shared, self._methods, _report, self._lost, self._loop, self._made
         )
-        self._connections.add(made)
-        self._emptied.clear()
         return made
+
+    def _made(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._emptied.clear()
 
     def _lost(self, connection: Connection) -> None:
         self._connections.discard(connection)

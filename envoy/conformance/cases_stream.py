@@ -6,12 +6,14 @@ import asyncio
 
 from warmlane.envoy.conformance import wire
 from warmlane.envoy.conformance.case import Case, Probe, all_of, case, pieces
+from warmlane.envoy.conformance.client import OWN_ERROR
 from warmlane.envoy.conformance.exchange import Exchange, Request
 
 PROTO = "ext_proc.proto, Process"
 GRPC = "gRPC over HTTP/2"
 UNIMPLEMENTED = 12
 BATCH = 32
+TRIES = 8
 
 
 @case("stream.half-close", PROTO, "after a half-close the picker ends the stream with status 0")
@@ -94,7 +96,6 @@ async def envoy_resets(probe: Probe) -> None:
 async def unknown_method(probe: Probe) -> None:
     stream = probe.client.stream("/envoy.service.ext_proc.v3.ExternalProcessor/NoSuchMethod")
     exchange = probe.open(stream=stream)
-    await exchange.request(Request(method="GET", path="/"), wait=False)
     await exchange.linger(probe.target.timeout_s)
     end = exchange.end
     probe.expect(end is not None and end.code == UNIMPLEMENTED, "grpc-status 12", end)
@@ -130,8 +131,14 @@ async def unknown_fields(probe: Probe) -> None:
 
 @case("stream.gzip", "gRPC compression", "a compressed message is read, or UNIMPLEMENTED")
 async def gzip(probe: Probe) -> None:
-    exchange = probe.open(stream=probe.client.stream(gzip=True))
-    await exchange.request(Request(chunks=(probe.chat("Squeeze " * 400),)))
+    filler = ("x-filler", "Squeeze " * 400 + "me")
+    request = Request(method="GET", path="/v1/models", headers=(filler,))
+    exchange = await probe.open(stream=probe.client.stream(gzip=True)).request(request)
+    for _ in range(TRIES):
+        # A write that meets the refusal may leave grpcio with an error of its own: ask again.
+        if exchange.end is None or exchange.end.message != OWN_ERROR:
+            break
+        exchange = await probe.open(stream=probe.client.stream(gzip=True)).request(request)
     if exchange.end is not None and exchange.end.code:
         probe.expect(exchange.end.code == UNIMPLEMENTED, "grpc-status 12", exchange.end)
     else:

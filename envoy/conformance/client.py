@@ -21,6 +21,9 @@ OPTIONS = (
 )
 
 
+OWN_ERROR = "Internal error from Core"
+
+
 def _same(data: bytes) -> bytes:
     return data
 
@@ -48,8 +51,19 @@ class Stream:
         except grpc.aio.AioRpcError:
             # Its status is asked for below, the same way as after a clean end.
             pass
-        code = await self._call.code()
-        self._inbox.put_nowait(End(code.value[0], str(await self._call.details() or "")))
+        self._inbox.put_nowait(await self._status())
+
+    async def _status(self) -> End:
+        """How it ended. A write that meets the end makes grpcio tell an error of its own, until
+        the picker's status, which is on its way, takes its place."""
+        end = End(0, OWN_ERROR)
+        for _ in range(100):
+            code = await self._call.code()
+            end = End(code.value[0], str(await self._call.details() or ""))
+            if end.message != OWN_ERROR:
+                break
+            await asyncio.sleep(0.01)
+        return end
 
     async def send(self, data: bytes) -> bool:
         """False: the stream is over, nothing was sent."""

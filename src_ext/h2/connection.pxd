@@ -6,7 +6,7 @@ from warmlane._core.h2.session cimport Session
 
 
 cdef class Connection(Session):
-    cdef object loop, transport, write, on_lost
+    cdef object loop, transport, write, on_made, on_lost
     cdef bint scheduled      # a turn is asked of the event loop
     cdef bint counted        # in shared.open_connections
     cdef bint read_paused    # there is enough to do

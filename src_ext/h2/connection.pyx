@@ -19,11 +19,15 @@ cdef double GREETING_S = 10.0
 cdef class Connection(Session):
     """One client. methods: path (bytes) -> factory(wake) -> handler (`envoy/streams.py`).
 
-    on_error hears exceptions of handlers; their stream ends with INTERNAL. on_lost(connection) is
-    called once, when the transport is gone and every handler has been told.
+    on_error hears exceptions of handlers; their stream ends with INTERNAL. on_made(connection) is
+    called when there is a transport, which a TLS handshake that fails never brings;
+    on_lost(connection) once, when it is gone and every handler has been told.
     """
 
-    def __cinit__(self, Shared shared not None, dict methods not None, on_error, on_lost, loop):
+    def __cinit__(
+        self, Shared shared not None, dict methods not None, on_error, on_lost, loop, on_made=None
+    ):
+        self.on_made = on_made
         self.on_lost = on_lost
         self.loop = loop
 
@@ -32,7 +36,10 @@ cdef class Connection(Session):
     def connection_made(self, transport):
         self.transport = transport
         self.write = transport.write
-        self.opened_s = self.read_s = self.now_s
+        self.opened_s = self.read_s = self.now_s = wl_now_s()
+        on_made, self.on_made = self.on_made, None
+        if on_made is not None:
+            on_made(self)
         self.shared.total_connections += 1
         self.shared.open_connections += 1
         self.counted = True

@@ -279,6 +279,32 @@ async def test_tls_without_h2_is_refused(listen: Listen) -> None:
     assert server.stats()["streams_total"] == 0
 
 
+@native_only
+async def test_a_handshake_that_never_ends_is_no_connection(listen: Listen) -> None:
+    """Nor one that fails: nobody ticks it, and a drain does not wait for it."""
+    server = await listen("native", {ECHO: Keeper()}, Tls(ExtProc()))
+    pending = socket.create_connection(("127.0.0.1", server.port), 10)
+    failed = socket.create_connection(("127.0.0.1", server.port), 10)
+    failed.sendall(b"this is no TLS" * 10)
+    failed.setblocking(False)
+    await asyncio.sleep(0.1)
+    server._tick()
+    failed.close()
+    assert await server.drain(5)
+    pending.close()
+
+
+@native_only
+async def test_a_tick_before_the_greeting_harms_nobody(listen: Listen) -> None:
+    server = await listen("native", {ECHO: Keeper()})
+    with socket.create_connection(("127.0.0.1", server.port), 10) as client:
+        await until(lambda: server.stats()["open_connections"] == 1)
+        server._tick()
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
+        client.settimeout(10)
+        assert await asyncio.to_thread(client.recv, 9), "its SETTINGS, not the end"
+
+
 class Breaks(Echo):
     """Fails in `receive`."""
 
