@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import httptools
 
 MODEL = "m"
+KEPT = 1 << 20
 
 
 def noise(size: int, seed: int = 7) -> bytes:
@@ -40,6 +41,8 @@ class Seen:
     headers: dict[str, str] = field(default_factory=dict)
     size: int = 0
     sha256: str = ""
+    body: bytes = b""
+    """Kept up to `KEPT` bytes."""
     whole: bool = False
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     """The connection ended before the answer did."""
@@ -48,7 +51,8 @@ class Seen:
 class Backend:
     """`await start()`, `endpoint`, `seen` (requests for inference only), `await stop()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.seen: list[Seen] = []
         self.port = 0
         self.connections: set[_Connection] = set()
@@ -57,11 +61,11 @@ class Backend:
 
     @property
     def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     async def start(self, port: int = 0) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", port)
+        self._server = await loop.create_server(lambda: _Connection(self), self.host, port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -126,6 +130,8 @@ class _Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self.hash.update(body)
         self.request.size += len(body)
+        if self.request.size <= KEPT:
+            self.request.body += body
 
     def on_message_complete(self) -> None:
         self.request.sha256 = self.hash.hexdigest()

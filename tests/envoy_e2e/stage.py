@@ -84,13 +84,14 @@ async def stage(
     edit: Callable[[Tree, list[Backend]], None] | None = None,
     tls: bool = False,
     replicas: int = 2,
+    host: str = "127.0.0.1",
     stays: bool = True,
 ) -> AsyncIterator[Stage]:
     """A stage. pickers: options by cluster name; the first one serves the listener `inference`.
 
     edit: changes the config before Envoy starts. stays: the pickers still run at the end.
     """
-    backends = [Backend() for _ in range(replicas)]
+    backends = [Backend(host) for _ in range(replicas)]
     for backend in backends:
         await backend.start()
     endpoints = [backend.endpoint for backend in backends]
