@@ -87,6 +87,7 @@ class NativeTransport:
         self._connections: set[Connection] = set()
         self._emptied = asyncio.Event()
         self._emptied.set()
+        self._draining = False
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -104,13 +105,15 @@ class NativeTransport:
 
     def _connection(self) -> Connection:
         made: Connection = _connection.Connection(
-            self._shared, self._methods, _report, self._lost, self._loop, self._made
+            self._shared, self._methods, _report, self._made, self._lost, self._loop
         )
         return made
 
     def _made(self, connection: Connection) -> None:
         self._connections.add(connection)
         self._emptied.clear()
+        if self._draining:  # accepted before the listener closed
+            self._loop.call_soon(connection.drain)
 
     def _lost(self, connection: Connection) -> None:
         self._connections.discard(connection)
@@ -130,6 +133,7 @@ class NativeTransport:
 
     async def drain(self, timeout_s: float) -> bool:
         """GOAWAY, no new streams, let those under way finish. True: all did in time."""
+        self._draining = True
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections):

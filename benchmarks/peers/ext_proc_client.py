@@ -1,9 +1,9 @@
-"""A client that plays Envoy towards one picker, in frames made by hand: cheap enough to time others.
+"""A client that plays Envoy towards one picker, in frames made by hand: cheap enough to time it.
 
-One connection. A decision is one stream: request headers and the whole body in full duplex, then the
-answer, then RST_STREAM as Envoy ends it. Header blocks are constant and need no dynamic table, those
-of the server are skipped; only frame heads are read. What it sends is checked by the picker, what
-comes is checked for being an answer that names a replica.
+One connection. A decision is one stream: request headers and the whole body in full duplex, then
+the answer, then RST_STREAM as Envoy ends it. Header blocks are constant and need no dynamic table,
+those of the server are skipped; only frame heads are read. What it sends is checked by the picker,
+what comes is checked for being an answer that names a replica.
 """
 
 from __future__ import annotations
@@ -71,6 +71,13 @@ class Question:
 class Gateway(asyncio.Protocol):
     """`ask` sends one question; `times` are seconds from its last byte to the answer's first."""
 
+    # INITIAL_WINDOW_SIZE, and a wide window for the connection.
+    PREFACE = (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, WINDOW))
+        + frame(8, 0, 0, struct.pack(">I", 1 << 30))
+    )
+
     def __init__(self) -> None:
         self.times: list[float] = []
         self.answered = 0
@@ -80,13 +87,16 @@ class Gateway(asyncio.Protocol):
         self._rest = b""
         self._taken = 0
         self._idle = asyncio.Event()
+        self.ready = asyncio.Event()  # the picker's windows are known
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        settings = struct.pack(">HI", 4, WINDOW)  # INITIAL_WINDOW_SIZE
-        window = frame(8, 0, 0, struct.pack(">I", 1 << 30))
-        preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, settings)
-        self.transport.write(preface + window)
+        self.transport.write(self.PREFACE)
+
+    def close(self) -> None:
+        """Leave; what is open is not waited for."""
+        self.failed.cancel()
+        self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(f"connection lost: {error}")
@@ -95,10 +105,15 @@ class Gateway(asyncio.Protocol):
         if not self.failed.done():
             self.failed.set_exception(PickerError(why))
         self._idle.set()
+        self.ready.set()
+
+    def number(self) -> int:
+        """The next stream's."""
+        self._next += 2
+        return self._next - 2
 
     def ask(self, question: Question) -> None:
-        stream = self._next
-        self._next += 2
+        stream = self.number()
         data = question.frames(stream)
         self.asked[stream] = time.perf_counter()
         self.transport.write(data)
@@ -139,6 +154,7 @@ class Gateway(asyncio.Protocol):
             self._fail(f"GOAWAY: {payload!r}")
         elif kind in (SETTINGS, PING) and not flags & 1:
             self.transport.write(frame(kind, 1, 0, payload if kind == PING else b""))
+            self.ready.set()
 
     async def settled(self) -> None:
         """Every question is answered; PickerError: one is not."""
@@ -164,13 +180,11 @@ class Gateway(asyncio.Protocol):
         start = time.perf_counter()
         for number in range(int(rate * seconds)):
             due = start + number / rate
-            while (wait := due - time.perf_counter()) > 0:
-                await asyncio.sleep(wait)
+            await asyncio.sleep(max(due - time.perf_counter(), 0))
             late.append(time.perf_counter() - due)
             self.ask(questions[number % len(questions)])
             if self.failed.done():
                 self.failed.result()
-            await asyncio.sleep(0)
         await self.settled()
         return self.times, late
 
@@ -179,4 +193,5 @@ async def connect(port: int) -> Gateway:
     """A gateway that speaks to the picker at this port of the loopback address."""
     loop = asyncio.get_running_loop()
     _, made = await loop.create_connection(Gateway, "127.0.0.1", port)
+    await asyncio.wait_for(made.ready.wait(), 10)
     return made

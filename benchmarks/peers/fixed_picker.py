@@ -3,7 +3,7 @@
 Bytes in, bytes out: no protobuf object is made, nothing is parsed but the kind of a message and the
 end of the body. In full duplex it sends the body back as it came, which the mode demands.
 
-    python benchmarks/peers/fixed_picker.py PORT IP:PORT
+    python benchmarks/peers/fixed_picker.py asyncio|uvloop PORT IP:PORT
 """
 
 from __future__ import annotations
@@ -140,4 +140,5 @@ async def serve(port: int, endpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1]), sys.argv[2]))
+    run = uvloop.run if sys.argv[1] == "uvloop" else asyncio.run
+    run(serve(int(sys.argv[2]), sys.argv[3]))

@@ -63,7 +63,14 @@ def envoy_binary() -> Path:
     return binary
 
 
-def warmlane(transport: str, level: int, replicas: list[str], work: Path) -> Contender:
+@dataclass
+class Picker(Contender):
+    """A warmlane picker; its metrics are at `metrics_port`."""
+
+    metrics_port: int = 0
+
+
+def warmlane(transport: str, level: int, replicas: list[str], work: Path) -> Picker:
     """The whole picker as a user starts it, plaintext."""
     port, health, metrics = free_port(), free_port(), free_port()
     command = [sys.executable, "-m", "warmlane", "ext-proc", "--insecure"]
@@ -71,11 +78,12 @@ def warmlane(transport: str, level: int, replicas: list[str], work: Path) -> Con
     command += ["--health-port", str(health), "--metrics-port", str(metrics)]
     for url in replicas:
         command += ["--replica", url]
-    made = launch(f"{transport}-{level}", command, port, work)
+    plain = launch(f"{transport}-{level}", command, port, work)
+    made = Picker(plain.name, port, plain.process, log=plain.log, metrics_port=metrics)
     return wait_picker(made, f"http://127.0.0.1:{metrics}/readyz")
 
 
-def wait_picker(made: Contender, url: str) -> Contender:
+def wait_picker(made: Picker, url: str) -> Picker:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline and made.process.poll() is None:
         try:
@@ -88,12 +96,12 @@ def wait_picker(made: Contender, url: str) -> Contender:
     raise Unavailable(f"{made.name} did not become ready: {tail}")
 
 
-def fixed(replicas: list[str], work: Path) -> Contender:
-    """The yardstick: grpc.aio and constant bytes."""
+def fixed(loop: str, replicas: list[str], work: Path) -> Contender:
+    """The yardstick: grpc.aio and constant bytes. loop: asyncio or uvloop."""
     port = free_port()
     endpoint = replicas[0].removeprefix("http://")
-    command = [sys.executable, str(HERE / "fixed_picker.py"), str(port), endpoint]
-    return launch("fixed", command, port, work)
+    command = [sys.executable, str(HERE / "fixed_picker.py"), loop, str(port), endpoint]
+    return launch(f"fixed-{loop}", command, port, work)
 
 
 def _listener(base: dict[str, Any], lane: Lane) -> dict[str, Any]:

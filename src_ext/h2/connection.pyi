@@ -13,9 +13,9 @@ class Connection(Session, asyncio.Protocol):
         shared: Shared,
         methods: Mapping[bytes, Callable[[Callable[[], None]], Any]],
         on_error: Callable[[BaseException], None],
+        on_made: Callable[[Connection], None],
         on_lost: Callable[[Connection], None],
         loop: asyncio.AbstractEventLoop,
-        on_made: Callable[[Connection], None] | None = None,
     ) -> None: ...
     def tick(self, now_s: float) -> None: ...
     def drain(self) -> None: ...

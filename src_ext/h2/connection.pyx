@@ -20,12 +20,12 @@ cdef class Connection(Session):
     """One client. methods: path (bytes) -> factory(wake) -> handler (`envoy/streams.py`).
 
     on_error hears exceptions of handlers; their stream ends with INTERNAL. on_made(connection) is
-    called when there is a transport, which a TLS handshake that fails never brings;
+    called when there is a transport (with TLS: after the handshake, which may never come), and then
     on_lost(connection) once, when it is gone and every handler has been told.
     """
 
     def __cinit__(
-        self, Shared shared not None, dict methods not None, on_error, on_lost, loop, on_made=None
+        self, Shared shared not None, dict methods not None, on_error, on_made, on_lost, loop
     ):
         self.on_made = on_made
         self.on_lost = on_lost
@@ -36,10 +36,9 @@ cdef class Connection(Session):
     def connection_made(self, transport):
         self.transport = transport
         self.write = transport.write
-        self.opened_s = self.read_s = self.now_s = wl_now_s()
-        on_made, self.on_made = self.on_made, None
-        if on_made is not None:
-            on_made(self)
+        self.on_made(self)
+        self.now_s = wl_now_s()
+        self.opened_s = self.read_s = self.now_s
         self.shared.total_connections += 1
         self.shared.open_connections += 1
         self.counted = True
@@ -81,9 +80,7 @@ cdef class Connection(Session):
             self.counted = False
             self.shared.open_connections -= 1
         self.end_all()
-        on_lost, self.on_lost = self.on_lost, None
-        if on_lost is not None:
-            on_lost(self)
+        self.on_lost(self)
 
     def pause_writing(self):
         self.write_paused = True
@@ -149,7 +146,7 @@ cdef class Connection(Session):
         cdef Shared shared = self.shared
         cdef Stream stream
         self.now_s = now_s
-        if self.lost:
+        if self.lost or self.transport is None:
             return
         if not self.greeted and now_s - self.opened_s > GREETING_S:
             self.leave(False)
@@ -173,20 +170,21 @@ cdef class Connection(Session):
 
     def drain(self):
         """Announce GOAWAY; it becomes final when the client has answered or by `drain_now`."""
-        if not self.lost:
+        if not self.lost and self.transport is not None:
             self.announce_goaway()
             self.guarded_turn()
 
     def drain_now(self):
         """Take no further stream; the connection closes with the last one that is open."""
-        if not self.lost:
+        if not self.lost and self.transport is not None:
             self.announce_goaway()
             self.final_goaway()
             self.guarded_turn()
 
     def abort(self):
         """Cut the connection."""
-        self.leave(False)
+        if self.transport is not None:
+            self.leave(False)
 
     @property
     def open_streams(self):

@@ -175,7 +175,7 @@ class Wire:
     ) -> None:
         self.handlers: list[Any] = []
         self.errors: list[BaseException] = []
-        self.lost = 0
+        self.made = self.lost = 0
         self.loop = Loop()
         self.pipe = Pipe()
         self.shared = shared
@@ -190,12 +190,16 @@ class Wire:
             return self.handlers[-1]
 
         self.server = make_connection(
-            shared, {PATH.encode(): make}, self.errors.append, self._lost, self.loop
+            shared, {PATH.encode(): make}, self.errors.append, self._made, self._lost, self.loop
         )
         config = h2.config.H2Configuration(client_side=True, header_encoding=None)
         self.client = h2.connection.H2Connection(config)
         self.client.initiate_connection()
         self.server.connection_made(self.pipe)
+
+    def _made(self, connection: object) -> None:
+        assert connection is self.server and not self.made
+        self.made += 1
 
     def _lost(self, connection: object) -> None:
         assert connection is self.server

@@ -14,7 +14,7 @@ import h2.settings
 import hpack
 import pytest
 
-from tests.core.h2_rig import LIMITS, Echo, Wire, framed
+from tests.core.h2_rig import LIMITS, Echo, Loop, Pipe, Wire, framed
 from tests.core.test_h2_connection import Make, Slow, native, streams, wire
 
 __all__ = ["wire"]
@@ -339,6 +339,21 @@ def test_keepalive(wire: Make) -> None:
     assert bytes(one.pipe.written[one._read :]).count(frame(6, 0, 0, bytes(8))) == 1
     one.server.tick(now + 85)
     assert one.pipe.aborted
+
+
+def test_the_clock_ticks_between_accept_and_the_transport() -> None:
+    """The loop makes the protocol first and hands it its transport in a later turn."""
+    shared = streams.Shared(**LIMITS)
+    seen: list[Any] = []
+    loop = Loop()
+    server = native.Connection(shared, {}, seen.append, seen.append, seen.append, loop)
+    server.tick(time.monotonic() + 1000)
+    server.drain()
+    pipe = Pipe()
+    server.connection_made(pipe)
+    assert pipe.written and not pipe.closing and seen == [server]
+    server.tick(time.monotonic() + 5)
+    assert not pipe.closing
 
 
 def test_a_client_that_says_nothing_is_cut(wire: Make) -> None:

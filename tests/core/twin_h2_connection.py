@@ -44,17 +44,20 @@ class TwinConnection:
         message_bytes: int,
         methods: dict[bytes, Any],
         on_error: Callable[[BaseException], None],
+        on_made: Callable[[Any], None],
         on_lost: Callable[[Any], None],
         loop: Any,
     ) -> None:
         self.message_bytes = message_bytes
-        self.methods, self.on_error, self.on_lost, self.loop = methods, on_error, on_lost, loop
+        self.methods, self.on_error, self.loop = methods, on_error, loop
+        self.on_made, self.on_lost = on_made, on_lost
         config = h2.config.H2Configuration(client_side=False, header_encoding=None)
         self.h2 = h2.connection.H2Connection(config)
         self.streams: dict[int, TwinStream] = {}
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        self.on_made(self)
         self.h2.initiate_connection()
         self.flush()
 

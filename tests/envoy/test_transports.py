@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import socket
@@ -303,6 +304,28 @@ async def test_a_tick_before_the_greeting_harms_nobody(listen: Listen) -> None:
         client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
         client.settimeout(10)
         assert await asyncio.to_thread(client.recv, 9), "its SETTINGS, not the end"
+
+
+@native_only
+async def test_handshakes_that_fail_leave_nothing(listen: Listen) -> None:
+    """A connection counts from the end of its handshake; before that nobody would take it away."""
+    keeper = Keeper()
+    tls = Tls(ExtProc())
+    server = await listen("native", {ECHO: keeper}, tls)
+    for said in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(300), b"\x16\x03\x01"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(said)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await reader.read()
+    credentials = grpc.ssl_channel_credentials(tls.pair[1])
+    options = [("grpc.ssl_target_name_override", "localhost")]
+    where = f"127.0.0.1:{server.port}"
+    async with grpc.aio.secure_channel(where, credentials, options=options) as channel:
+        assert await channel.unary_unary(ECHO)(b"x") == b"x"
+    await asyncio.wait_for(server.close(), 5)
+    assert server.stats()["connections_total"] == 1
+    assert server.stats()["open_connections"] == 0
 
 
 class Breaks(Echo):
