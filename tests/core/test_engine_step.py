@@ -1,0 +1,241 @@
+"""The compiled fleet against its twin (router/sim/engine.py), event by event and to the last bit."""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from warmlane._core import engine_step
+from warmlane._core.engine_step import NEVER, Fleet
+from warmlane.router.sim.engine import ADAPTER_LOAD_S, ADAPTER_STEP, Engine, EngineConfig, Sequence
+from warmlane.router.sim.timing import PRESETS, Timing
+
+TIMING = msgspec.structs.replace(PRESETS["llama-3.1-8b/h100"], step_tokens=64, max_seqs=6)
+
+
+def plain(timing: Timing = TIMING, **more: Any) -> dict[str, Any]:
+    given = msgspec.structs.asdict(timing)
+    given |= {"adapter_step": ADAPTER_STEP, "adapter_load_s": ADAPTER_LOAD_S}
+    given |= {"blocks": 40, "block_size": 4, "max_num_seqs": timing.max_seqs}
+    given |= {"max_num_batched_tokens": timing.step_tokens, "max_loras": 2}
+    return given | more
+
+
+def twin_config(given: dict[str, Any]) -> EngineConfig:
+    return EngineConfig(
+        timing=TIMING,
+        blocks=given["blocks"],
+        block_size=given["block_size"],
+        max_num_seqs=given["max_num_seqs"],
+        max_num_batched_tokens=given["max_num_batched_tokens"],
+        max_loras=given["max_loras"],
+        events=True,
+    )
+
+
+class Arrival(msgspec.Struct, order=True, frozen=True):
+    at: float
+    id: int
+    prompt: int
+    output: int
+    family: int
+    shared: int
+    answers: bool
+    adapter: int
+
+    def keys(self, size: int) -> array[int]:
+        """Equal families share leading blocks; the rest of a chain is its own."""
+        total = self.prompt + (self.output if self.answers else 0)
+        shared = [1 + self.family * 1000 + i for i in range(self.shared)]
+        own = [10**9 + self.id * 1000 + i for i in range(200)]
+        return array("Q", (shared + own)[: total // size])
+
+
+arrivals = st.lists(
+    st.tuples(
+        st.floats(0, 0.2),
+        st.integers(1, 70),
+        st.integers(0, 60),
+        st.integers(0, 3),
+        st.integers(0, 16),
+        st.booleans(),
+        st.integers(0, 3),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+def listed(drawn: list[tuple[Any, ...]]) -> list[Arrival]:
+    at, made = 0.0, []
+    for number, (gap, prompt, output, family, shared, answers, adapter) in enumerate(drawn):
+        at += gap
+        made.append(Arrival(at, number, prompt, output, family, shared, answers, adapter))
+    return made
+
+
+def by_twin(given: dict[str, Any], requests: list[Arrival]) -> tuple[list[Any], Engine]:
+    engine = Engine(twin_config(given))
+    log: list[Any] = []
+    todo: list[tuple[float, int, Any]] = [(each.at, 1, each) for each in requests]
+    order = 2
+    heapq.heapify(todo)
+    stepping = False
+    while todo:
+        now, _, what = heapq.heappop(todo)
+        if what is None:
+            out = engine.end_step(now)
+            for sequence in out.advanced if out.advanced else out.finished:
+                if sequence.first_token_at == now and (sequence.produced <= 1):
+                    log.append((now, "first", sequence.owner))
+            log += [(now, "end", each.owner, each.cached) for each in out.finished]
+            stepping = False
+        else:
+            keys = list(what.keys(given["block_size"]))
+            name = str(what.adapter) if what.adapter else ""
+            engine.add(
+                Sequence(what.prompt, what.output, keys, adapter=name, owner=what.id), now
+            )
+        if not stepping:
+            seconds = engine.begin_step(now)
+            if seconds is not None:
+                stepping = True
+                order += 1
+                heapq.heappush(todo, (now + seconds, 0, None))
+    return log, engine
+
+
+def by_fleet(given: dict[str, Any], requests: list[Arrival]) -> tuple[list[Any], Fleet]:
+    fleet = Fleet([given])
+    log: list[Any] = []
+
+    def run(limit: float) -> None:
+        while fleet.advance(limit):
+            log.extend((fleet.now, "first", each) for each in fleet.first_tokens)
+            log.extend((fleet.now, "end", each, cached) for each, cached in fleet.finished)
+
+    for each in requests:
+        run(each.at)
+        keys = each.keys(given["block_size"])
+        fleet.add(0, each.id, each.prompt, each.output, keys, each.at, adapter=each.adapter)
+    run(NEVER)
+    return log, fleet
+
+
+def by_time(log: list[Any]) -> list[Any]:
+    return sorted(log, key=lambda entry: (entry[0], entry[1], entry[2]))
+
+
+@given(drawn=arrivals, blocks=st.integers(34, 120), loras=st.integers(1, 3))
+@settings(max_examples=400, deadline=None)
+def test_equal_to_the_twin(drawn: list[tuple[Any, ...]], blocks: int, loras: int) -> None:
+    given = plain(blocks=blocks, max_loras=loras)
+    requests = [each for each in listed(drawn) if each.prompt + each.output <= (blocks - 1) * 4]
+    twin_log, engine = by_twin(given, requests)
+    log, fleet = by_fleet(given, requests)
+    # A pooling request (output 0) has no first token in the twin's list; its end says the same.
+    pooling = {each.id for each in requests if each.output == 0}
+    kept = [each for each in log if not (each[1] == "first" and each[2] in pooling)]
+    twin_kept = [each for each in twin_log if not (each[1] == "first" and each[2] in pooling)]
+    assert by_time(kept) == by_time(twin_kept)
+    found = fleet.counters(0)
+    assert found["prefix_hits"] == engine.counters.prefix_hits
+    assert found["prefix_queries"] == engine.counters.prefix_queries
+    assert found["preemptions"] == engine.counters.preemptions
+    assert found["generated_tokens"] == engine.counters.generated_tokens
+    assert found["steps"] == engine.counters.steps
+    assert found["busy_s"] == pytest.approx(engine.counters.busy_s, rel=1e-9)
+    assert fleet.load(0) == (0, 0, 0.0)
+
+
+def test_stored_and_removed_keys_are_the_cache() -> None:
+    fleet = Fleet([plain(blocks=20)], record=True)
+    held: dict[int, int] = {}
+    for number in range(60):
+        each = Arrival(number * 1.0, number, 20, 6, number % 5, 3, True, 0)
+        fleet.add(0, number, each.prompt, each.output, each.keys(4), each.at)
+        while fleet.advance(each.at + 0.99):
+            for key in fleet.take_removed(0):
+                held[key] -= 1
+            for key in fleet.take_stored(0):
+                held[key] = held.get(key, 0) + 1
+        assert min(held.values()) >= 0
+        assert sum(held.values()) <= 19
+    probe = Arrival(100.0, 99, 20, 1, 59 % 5, 3, False, 0)
+    expected = 0
+    for key in probe.keys(4)[:4]:
+        if not held.get(key):
+            break
+        expected += 4
+    fleet.add(0, 99, probe.prompt, probe.output, probe.keys(4), probe.at)
+    ends = []
+    while fleet.advance(NEVER):
+        ends += fleet.finished
+    assert ends == [(99, expected)]
+
+
+def test_replicas_are_served_in_the_order_of_time() -> None:
+    fast, slow = plain(), plain()
+    fleet = Fleet([slow, fast])
+    fleet.set_speed(1, 4.0)
+    for slot in (0, 1):
+        fleet.add(slot, slot, 30, 10, array("Q"), 0.0)
+    seen = []
+    while fleet.advance(NEVER):
+        seen.append((fleet.now, fleet.slot))
+    assert seen == sorted(seen)
+    assert [slot for _, slot in seen[:1]] == [1]
+    assert seen[-1][1] == 0
+
+
+def test_a_dead_replica_gives_its_requests_back() -> None:
+    fleet = Fleet([plain()])
+    for number in range(9):
+        fleet.add(0, number, 40, 20, array("Q"), 0.0)
+    assert not fleet.advance(0.001)
+    assert sorted(fleet.fail(0)) == list(range(9))
+    assert fleet.load(0) == (0, 0, 0.0)
+    assert fleet.next_at(0) == NEVER
+    fleet.add(0, 10, 4, 1, array("Q"), 1.0)
+    assert fleet.advance(NEVER)
+
+
+def test_bad_input() -> None:
+    fleet = Fleet([plain()])
+    for wrong in ({"prompt": 0}, {"output": -1}, {"prompt": 1000}, {"adapter": 5000}):
+        values: dict[str, Any] = {"prompt": 4, "output": 1, "adapter": 0} | wrong
+        adapter = values.pop("adapter")
+        with pytest.raises(ValueError, match="tokens|adapters"):
+            fleet.add(0, 1, values["prompt"], values["output"], array("Q"), 0.0, adapter=adapter)
+    with pytest.raises(TypeError):
+        fleet.add(0, 1, 4, 1, array("I"), 0.0)
+    with pytest.raises(IndexError):
+        fleet.add(1, 1, 4, 1, array("Q"), 0.0)
+    with pytest.raises(ValueError, match="blocks"):
+        Fleet([plain(blocks=1)])
+    with pytest.raises(ValueError, match="fleet"):
+        Fleet([])
+    fleet.advance(5.0)
+    with pytest.raises(ValueError, match="before"):
+        fleet.add(0, 1, 4, 1, array("Q"), 4.0)
+
+
+def test_a_failed_allocation_changes_nothing() -> None:
+    fleet = Fleet([plain()])
+    for fail_at in range(3):
+        engine_step._fail_after(fail_at)
+        with pytest.raises(MemoryError):
+            fleet.add(0, 1, 4, 1, array("Q", [1]), 0.0)
+    for fail_at in range(14):
+        engine_step._fail_after(fail_at)
+        with pytest.raises(MemoryError):
+            Fleet([plain()])
+    engine_step._fail_after(-1)
+    fleet.add(0, 1, 4, 1, array("Q", [1]), 0.0)
+    assert fleet.advance(NEVER)
