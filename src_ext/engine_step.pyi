@@ -79,4 +79,11 @@ class Fleet:
         """Totals: prefix_queries, prefix_hits, prompt_tokens, generated_tokens (tokens),
         preemptions, steps, busy_s."""
 
+def block_keys(runs: Sequence[tuple[int, int]], ratio: int, limit: int) -> array[int]:
+    """Keys of the first `limit` blocks of a prompt whose trace blocks hold `ratio` of them each.
+
+    runs: (first id, count) of consecutive ids of the trace. Equal ids give equal keys, mixed like
+    hashes (SplitMix64). 2 ns a key.
+    """
+
 def _fail_after(n: int) -> None: ...

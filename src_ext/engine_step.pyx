@@ -245,6 +245,31 @@ cdef object copied(const uint64_t* keys, Py_ssize_t count):
     return array("Q", (<const char*>keys)[: count * 8]) if count else array("Q")
 
 
+def block_keys(runs, Py_ssize_t ratio, Py_ssize_t limit):
+    cdef uint64_t first, number, key
+    cdef Py_ssize_t count, done = 0, left
+    cdef uint64_t[::1] out
+    if not 1 <= ratio <= 1 << 16 or not 0 <= limit <= MAX_BLOCKS:
+        raise ValueError("ratio or limit out of range")
+    made = array("Q", bytes(8 * limit))
+    if limit == 0:
+        return made
+    out = made
+    for first, count in runs:
+        left = min(count * ratio, limit - done)
+        number = first * <uint64_t>ratio
+        for _ in range(left):
+            key = (number + 1) * 0x9E3779B97F4A7C15ULL
+            key = (key ^ (key >> 30)) * 0xBF58476D1CE4E5B9ULL
+            key = (key ^ (key >> 27)) * 0x94D049BB133111EBULL
+            out[done] = key ^ (key >> 31)
+            done += 1
+            number += 1
+    if done < limit:
+        del made[done:]
+    return made
+
+
 def _fail_after(long n):
     """Tests only: the n-th allocation from now on fails."""
     wl_alloc_fail_after(n)
