@@ -80,6 +80,7 @@ cdef extern from "engine_sched.h":
     void es_interrupt(EsEngine* engine, double now)
     int es_finish(EsEngine* engine)
     int eb_clear(EbPool* pool)
+    uint32_t eb_find(const EbPool* pool, uint64_t key)
 
 
 cdef class Fleet:

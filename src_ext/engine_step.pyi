@@ -1,6 +1,8 @@
 from array import array
-from collections.abc import Buffer, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from typing_extensions import Buffer
 
 NEVER: float
 
@@ -25,7 +27,7 @@ class Fleet:
     def add(
         self,
         slot: int,
-        id: int,
+        number: int,
         prompt: int,
         output: int,
         keys: Buffer,
@@ -52,7 +54,13 @@ class Fleet:
 
     @property
     def finished(self) -> list[tuple[int, int]]:
-        """Requests that ended with it: (id, prompt tokens taken from the cache)."""
+        """Requests that ended with it: (number, prompt tokens taken from the cache)."""
+
+    def held(self, keys: Buffer, out: Buffer) -> int:
+        """Leading blocks of a chain (uint64) that each replica holds now, into `out` (int32).
+
+        The greatest. What an index fed by the replicas' events without delay would answer.
+        """
 
     def take_stored(self, slot: int) -> array[int]:
         """Keys stored since the last call. Removals of the same plan come before them."""

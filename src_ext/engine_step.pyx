@@ -11,6 +11,7 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
     PyBUF_FORMAT,
+    PyBUF_WRITABLE,
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
@@ -64,8 +65,8 @@ cdef class Fleet:
     def __len__(self):
         return self.count
 
-    def add(self, Py_ssize_t slot, int64_t id, int32_t prompt, int32_t output, keys, double now,
-            *, int32_t adapter=0):
+    def add(self, Py_ssize_t slot, int64_t number, int32_t prompt, int32_t output, keys,
+            double now, *, int32_t adapter=0):
         cdef EsEngine* engine = self.at(slot)
         cdef int64_t room = <int64_t>(engine.pool.blocks - 1) * engine.config.block_size
         cdef EsSeq* seq
@@ -78,7 +79,7 @@ cdef class Fleet:
         if now < self.now:
             raise ValueError(f"an arrival at {now}, before {self.now}")
         seq = make_sequence(keys, prompt, output, engine.config.block_size)
-        seq.id, seq.adapter = id, adapter
+        seq.id, seq.adapter = number, adapter
         seq.arrived, seq.first_at, seq.cached = now, -1.0, -1
         es_interrupt(engine, now)
         es_enqueue(engine, seq, 0)
@@ -115,6 +116,29 @@ cdef class Fleet:
     def finished(self):
         cdef EsEngine* engine = self.at(self.slot)
         return [(engine.done[i], <int>engine.cached_of[i]) for i in range(engine.done_count)]
+
+    def held(self, keys, out):
+        cdef Py_buffer view, counts
+        cdef Py_ssize_t slot, i, size, most = 0
+        cdef const uint64_t* key
+        PyObject_GetBuffer(keys, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        try:
+            PyObject_GetBuffer(out, &counts, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+            try:
+                if view.itemsize != 8 or counts.itemsize != 4 or counts.len < 4 * self.count:
+                    raise TypeError("keys must be uint64, out int32 and as long as the fleet")
+                key, size = <const uint64_t*>view.buf, view.len // 8
+                for slot in range(self.count):
+                    i = 0
+                    while i < size and eb_find(&self.engines[slot].pool, key[i]):
+                        i += 1
+                    (<int32_t*>counts.buf)[slot] = <int32_t>i
+                    most = max(most, i)
+            finally:
+                PyBuffer_Release(&counts)
+        finally:
+            PyBuffer_Release(&view)
+        return most
 
     def take_removed(self, Py_ssize_t slot):
         cdef EsEngine* engine = self.at(slot)
@@ -265,9 +289,7 @@ def block_keys(runs, Py_ssize_t ratio, Py_ssize_t limit):
             out[done] = key ^ (key >> 31)
             done += 1
             number += 1
-    if done < limit:
-        del made[done:]
-    return made
+    return made if done == limit else made[:done]
 
 
 def _fail_after(long n):

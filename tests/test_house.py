@@ -84,6 +84,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.feeds.*", 5),
     ("warmlane.router.tokenize", 5),
     ("warmlane.router.build", 6),
+    ("warmlane.router.sim.lab*", 6),
     ("warmlane.router.sim.replay*", 6),
     ("warmlane.router.serve", 8),  # build, proxy and admin joined; a command
     ("warmlane.router.explain_cli", 8),

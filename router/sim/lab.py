@@ -53,7 +53,7 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     fleet: timing of each replica. speeds: factor by which each really is faster, not told to the
     router ([]: 1). kv_tokens: KV cache of each, 0: the preset's. rate: arrivals come that many
     times faster. view: what the router knows of the caches. kv_scale: the router's belief of the
-    cache size over the truth. lag_s: age of cache events in the exact view.
+    cache size over the truth.
     """
 
     fleet: tuple[Timing, ...] = (PRESETS[DEFAULT_PRESET],) * 4
@@ -64,7 +64,6 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_prompt: int = 131_072
     view: str = "approximate"
     kv_scale: float = 1.0
-    lag_s: float = 0.0
     scrape_s: float = 1.0
     seed: int = 1
     changes: tuple[Change, ...] = ()
@@ -145,11 +144,14 @@ class Lab:
         ]
         exact = options.view == "exact"
         self.fleet = Fleet(
-            [_constants(timing, n) for timing, n in zip(fleet, self.blocks, strict=True)],
-            record=exact,
+            [_constants(timing, n) for timing, n in zip(fleet, self.blocks, strict=True)]
         )
         for slot, factor in enumerate(options.speeds):
             self.fleet.set_speed(slot, factor)
+        if exact:
+            # As from events that arrive at once: what each replica really holds.
+            self._held = array("i", bytes(4 * len(fleet)))
+            self.lane.view.blocks_of = self._blocks_of  # type: ignore[method-assign]
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = count()
         self._live: dict[int, _Live] = {}
@@ -193,6 +195,9 @@ class Lab:
             preemptions=int(sum(each["preemptions"] for each in counters)),
             makespan_s=fleet.now,
         )
+
+    def _blocks_of(self, key: PrefixKey) -> array[int] | None:
+        return self._held if self.fleet.held(key.keys, self._held) else None
 
     def _at(self, when: float, call: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (when, next(self._order), call))

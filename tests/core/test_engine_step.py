@@ -1,61 +1,17 @@
-"""The compiled fleet against its twin (router/sim/engine.py), event by event and to the last bit."""
+"""The compiled fleet against its twin (router/sim/engine.py), event by event, to the last bit."""
 
 from __future__ import annotations
 
-import heapq
 from array import array
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.core.twin_engine_step import Arrival, by_twin, plain
 from warmlane._core import engine_step
 from warmlane._core.engine_step import NEVER, Fleet
-from warmlane.router.sim.engine import ADAPTER_LOAD_S, ADAPTER_STEP, Engine, EngineConfig, Sequence
-from warmlane.router.sim.timing import PRESETS, Timing
-
-TIMING = msgspec.structs.replace(PRESETS["llama-3.1-8b/h100"], step_tokens=64, max_seqs=6)
-
-
-def plain(timing: Timing = TIMING, **more: Any) -> dict[str, Any]:
-    given = msgspec.structs.asdict(timing)
-    given |= {"adapter_step": ADAPTER_STEP, "adapter_load_s": ADAPTER_LOAD_S}
-    given |= {"blocks": 40, "block_size": 4, "max_num_seqs": timing.max_seqs}
-    given |= {"max_num_batched_tokens": timing.step_tokens, "max_loras": 2}
-    return given | more
-
-
-def twin_config(given: dict[str, Any]) -> EngineConfig:
-    return EngineConfig(
-        timing=TIMING,
-        blocks=given["blocks"],
-        block_size=given["block_size"],
-        max_num_seqs=given["max_num_seqs"],
-        max_num_batched_tokens=given["max_num_batched_tokens"],
-        max_loras=given["max_loras"],
-        events=True,
-    )
-
-
-class Arrival(msgspec.Struct, order=True, frozen=True):
-    at: float
-    id: int
-    prompt: int
-    output: int
-    family: int
-    shared: int
-    answers: bool
-    adapter: int
-
-    def keys(self, size: int) -> array[int]:
-        """Equal families share leading blocks; the rest of a chain is its own."""
-        total = self.prompt + (self.output if self.answers else 0)
-        shared = [1 + self.family * 1000 + i for i in range(self.shared)]
-        own = [10**9 + self.id * 1000 + i for i in range(200)]
-        return array("Q", (shared + own)[: total // size])
-
 
 arrivals = st.lists(
     st.tuples(
@@ -78,37 +34,6 @@ def listed(drawn: list[tuple[Any, ...]]) -> list[Arrival]:
         at += gap
         made.append(Arrival(at, number, prompt, output, family, shared, answers, adapter))
     return made
-
-
-def by_twin(given: dict[str, Any], requests: list[Arrival]) -> tuple[list[Any], Engine]:
-    engine = Engine(twin_config(given))
-    log: list[Any] = []
-    todo: list[tuple[float, int, Any]] = [(each.at, 1, each) for each in requests]
-    order = 2
-    heapq.heapify(todo)
-    stepping = False
-    while todo:
-        now, _, what = heapq.heappop(todo)
-        if what is None:
-            out = engine.end_step(now)
-            for sequence in out.advanced if out.advanced else out.finished:
-                if sequence.first_token_at == now and (sequence.produced <= 1):
-                    log.append((now, "first", sequence.owner))
-            log += [(now, "end", each.owner, each.cached) for each in out.finished]
-            stepping = False
-        else:
-            keys = list(what.keys(given["block_size"]))
-            name = str(what.adapter) if what.adapter else ""
-            engine.add(
-                Sequence(what.prompt, what.output, keys, adapter=name, owner=what.id), now
-            )
-        if not stepping:
-            seconds = engine.begin_step(now)
-            if seconds is not None:
-                stepping = True
-                order += 1
-                heapq.heappush(todo, (now + seconds, 0, None))
-    return log, engine
 
 
 def by_fleet(given: dict[str, Any], requests: list[Arrival]) -> tuple[list[Any], Fleet]:
@@ -211,7 +136,7 @@ def test_bad_input() -> None:
     for wrong in ({"prompt": 0}, {"output": -1}, {"prompt": 1000}, {"adapter": 5000}):
         values: dict[str, Any] = {"prompt": 4, "output": 1, "adapter": 0} | wrong
         adapter = values.pop("adapter")
-        with pytest.raises(ValueError, match="tokens|adapters"):
+        with pytest.raises(ValueError, match=r"tokens|adapters"):
             fleet.add(0, 1, values["prompt"], values["output"], array("Q"), 0.0, adapter=adapter)
     with pytest.raises(TypeError):
         fleet.add(0, 1, 4, 1, array("I"), 0.0)
@@ -239,3 +164,29 @@ def test_a_failed_allocation_changes_nothing() -> None:
     engine_step._fail_after(-1)
     fleet.add(0, 1, 4, 1, array("Q", [1]), 0.0)
     assert fleet.advance(NEVER)
+
+
+def test_held_is_what_a_request_would_hit() -> None:
+    fleet = Fleet([plain(), plain()])
+    first = Arrival(0.0, 1, 40, 5, 1, 6, False, 0)
+    fleet.add(1, 1, first.prompt, first.output, first.keys(4), 0.0)
+    while fleet.advance(NEVER):
+        pass
+    out = array("i", [7, 7])
+    other = Arrival(0.0, 2, 40, 5, 1, 6, False, 0)
+    assert fleet.held(other.keys(4), out) == 6
+    assert out.tolist() == [0, 6]
+    with pytest.raises(TypeError):
+        fleet.held(other.keys(4), array("i", [0]))
+
+
+def test_block_keys_agree_exactly_on_shared_runs() -> None:
+    left = engine_step.block_keys([(5, 3), (100, 2)], 4, 20)
+    right = engine_step.block_keys([(5, 3), (200, 2)], 4, 18)
+    assert left[:12] == right[:12]
+    assert not set(left[12:]) & set(right[12:])
+    assert len(set(left)) == len(left) == 20
+    assert len(right) == 18
+    assert len(engine_step.block_keys([(5, 1)], 4, 20)) == 4
+    with pytest.raises(ValueError, match="range"):
+        engine_step.block_keys([], 0, 1)

@@ -1,0 +1,62 @@
+"""The lab: a pure function of its arguments, with the real decision core and honest books."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from warmlane.router.config import PoolConfig
+from warmlane.router.sim.lab import Change, Lab, LabOptions, Run
+from warmlane.router.sim.timing import PRESETS
+from warmlane.router.sim.workload import generate
+
+TIMING = PRESETS["llama-3.1-8b/h100"]
+CHATS = generate("chat", 40, seed=3)
+
+
+def run(policy: str, **more: object) -> Run:
+    options = msgspec.structs.replace(LabOptions(rate=4.0), **more)
+    return Lab(CHATS, PoolConfig(policy=policy), options).run()
+
+
+def test_every_request_is_answered_once() -> None:
+    found = run("default")
+    assert len(found.done) + found.skipped == CHATS.requests
+    assert found.failed == 0
+    for done in found.done:
+        assert 0 < done.ttft <= done.e2e
+        assert 0 <= done.cached < done.prompt
+
+
+def test_the_same_arguments_give_the_same_run() -> None:
+    assert run("default") == run("default")
+    assert run("default", seed=2).done != run("default").done
+
+
+def test_the_cache_aware_policy_hits_more() -> None:
+    def hit(found: Run) -> float:
+        return sum(d.cached for d in found.done) / sum(d.prompt for d in found.done)
+
+    assert hit(run("default")) > hit(run("round-robin")) + 0.05
+
+
+@pytest.mark.parametrize("view", ["approximate", "exact"])
+def test_the_router_predicts_what_the_replicas_hit(view: str) -> None:
+    found = run("default", view=view)
+    predicted = sum(done.predicted for done in found.done)
+    assert predicted == pytest.approx(sum(done.cached for done in found.done), rel=0.05)
+
+
+def test_a_slow_replica_is_slow_and_a_dead_one_loses_no_request() -> None:
+    slow = run("round-robin", speeds=(1.0, 1.0, 1.0, 0.1))
+    assert slow.busy_s[3] > 2 * slow.busy_s[0]
+    changes = tuple(Change(at_s=at, slot=0, what="fail") for at in (1.0, 2.0, 3.0))
+    failing = run("default", changes=changes)
+    assert len(failing.done) + failing.skipped == CHATS.requests
+    assert failing.done != run("default").done
+
+
+def test_a_prompt_that_no_replica_holds_ends_its_session() -> None:
+    found = run("default", kv_tokens=4096)
+    assert found.skipped > 0
+    assert max(done.prompt + done.output for done in found.done) <= 4096
