@@ -35,7 +35,7 @@ MODEL = "tiny"
 BLOCK_TOKENS = 32  # the CPU attention of this release takes multiples of 32 only
 INSTALL_S = 900
 READY_S = 240
-NICE = 10
+NICE = 5
 
 
 class WheelsUnavailableError(Exception):
@@ -174,11 +174,6 @@ class Engine:
                 stderr=out,
                 start_new_session=True,
             )
-        # Router and clients go first, or engines on a few cores leave them none for seconds. Where
-        # the kernel groups tasks by session, a nice value counts inside a group only.
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, NICE)
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(NICE))
 
     def wait_ready(self, seconds: float = READY_S) -> None:
         """Return when /health answers 200; raise with the log's tail when it never does."""
@@ -187,11 +182,20 @@ class Engine:
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(OSError):
                 fetch(f"{self.url}/health", timeout=5)
+                self._step_back()
                 return
             time.sleep(0.3)
         tail = "\n".join(self.log.read_text().splitlines()[-25:])
         self.kill()
         raise RuntimeError(f"{self.name} did not become ready in {seconds:.0f} s:\n{tail}")
+
+    def _step_back(self) -> None:
+        """Router and clients go first, or engines on a few cores leave them none for seconds."""
+        assert self._process is not None
+        os.setpriority(os.PRIO_PGRP, self._process.pid, NICE)
+        # Where the kernel groups tasks by session, a nice value counts inside a group only.
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(NICE))
 
     def reset_cache(self) -> None:
         """Forget every cached block, as a fresh engine; nothing may be running."""
