@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "warmlane.router.config_cli",
         "check a config file and print it with defaults",
     ),
+    "doctor": ("warmlane.router.doctor", "examine live engines and say what to change"),
     "epp-conformance": (
         "warmlane.envoy.conformance.command",
         "try any endpoint picker over gRPC, case by case",

@@ -87,6 +87,8 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.sim.lab*", 6),
     ("warmlane.router.sim.replay*", 6),
     ("warmlane.router.serve", 8),  # build, proxy and admin joined; a command
+    ("warmlane.router.doctor", 8),
+    ("warmlane.router.doctor_*", 6),
     ("warmlane.router.explain_cli", 8),
     ("warmlane.router.ext_proc", 8),  # build, the Envoy face and admin joined; a command
     ("warmlane.router.proxy.*", 7),
