@@ -102,6 +102,27 @@ cdef int write_request(
     return 0
 
 
+cdef Py_ssize_t edit_request(
+    RequestHead head, bytes host_line, bytes extra, long long length, uint8_t *out, size_t room
+) except -1:
+    cdef Copy copy
+    cdef size_t most = (
+        PyBytes_GET_SIZE(head.raw) + PyBytes_GET_SIZE(host_line) + PyBytes_GET_SIZE(extra) + 80
+    )
+    if most > room:
+        return 0
+    copy.kept = <const uint8_t *> PyBytes_AS_STRING(head.raw)
+    copy.to = out
+    write_request(&copy, head, host_line, extra, length, False)
+    return copy.to - out
+
+
+cdef bytes edit_response(ResponseHead head, bint close):
+    if not (head.hops or close or head.http10):
+        return head.raw
+    return response_bytes(head, close=close, dechunk=False, extra=b"")
+
+
 def request_bytes(
     RequestHead head not None, bytes host_line not None, bytes extra not None, long long length,
     bytes trailer not None=b"",

@@ -38,3 +38,8 @@ cdef class ResponseHead:
     cdef bint http10
     cdef bint hops                   # some line has to be cut
     cdef bint chunk_lines            # Transfer-Encoding or Trailer, cut only when de-chunked
+
+
+# What the two functions do, for other compiled modules; `raw` is not None.
+cdef RequestHead request_of(bytes raw)
+cdef ResponseHead response_of(bytes raw, bint to_head)

@@ -231,8 +231,7 @@ cdef int read_request_header(RequestHead head, int id, wl_line *line, int *bodie
     return 0
 
 
-def read_request(bytes raw not None):
-    """The head in `raw`, which ends with the empty line. Raises HeadError: 400, 501 or 505."""
+cdef RequestHead request_of(bytes raw):
     cdef const uint8_t *p = <const uint8_t *> PyBytes_AS_STRING(raw)
     cdef const uint8_t *end = p + PyBytes_GET_SIZE(raw)
     cdef RequestHead head = RequestHead.__new__(RequestHead)
@@ -258,6 +257,11 @@ def read_request(bytes raw not None):
     if not head.hosted and not head.http10:
         refuse(400, "exactly one Host header is required")
     return head
+
+
+def read_request(bytes raw not None):
+    """The head in `raw`, which ends with the empty line. Raises HeadError: 400, 501 or 505."""
+    return request_of(raw)
 
 
 # Answers
@@ -322,11 +326,7 @@ cdef int read_response_header(ResponseHead head, int id, wl_line *line, bint *ke
     return 0
 
 
-def read_response(bytes raw not None, bint to_head):
-    """The head in `raw`, which ends with the empty line. Raises HeadError 502.
-
-    to_head: it answers a HEAD request, no body follows whatever it says.
-    """
+cdef ResponseHead response_of(bytes raw, bint to_head):
     cdef const uint8_t *p = <const uint8_t *> PyBytes_AS_STRING(raw)
     cdef const uint8_t *end = p + PyBytes_GET_SIZE(raw)
     cdef ResponseHead head = ResponseHead.__new__(ResponseHead)
@@ -355,6 +355,14 @@ def read_response(bytes raw not None, bint to_head):
     elif head.framing is F_CLOSE:
         head.close = True
     return head
+
+
+def read_response(bytes raw not None, bint to_head):
+    """The head in `raw`, which ends with the empty line. Raises HeadError 502.
+
+    to_head: it answers a HEAD request, no body follows whatever it says.
+    """
+    return response_of(raw, to_head)
 
 
 wl_http_init()

@@ -44,3 +44,11 @@ cdef class Ledger:
 
     cdef Ticket* live(self, int64_t number) noexcept nogil
     cdef void release(self, Ticket* ticket) noexcept nogil
+
+    # The face without its checks: the slot exists, counts are finite.
+    cdef int64_t enter(
+        self, Py_ssize_t slot, double prefill, double decode, double now, double output
+    ) noexcept                                                      # 0: full
+    cdef double begin_decoding(self, int64_t number, double now) noexcept   # -1: late or repeated
+    cdef void advance(self, int64_t number, double output) noexcept
+    cdef int leave(self, int64_t number, double now, double* seconds) noexcept  # slot, -1: late

@@ -140,19 +140,11 @@ cdef class Ledger:
         self.free_head = index
         self.open_tickets -= 1
 
-    # ---- face: checks -------------------------------------------------------------------
-
-    def open(
-        self, Py_ssize_t slot, double prefill_tokens, double decode_tokens, double now,
-        double expected_output=0.0,
-    ):
+    cdef int64_t enter(
+        self, Py_ssize_t slot, double prefill, double decode, double now, double output
+    ) noexcept:
         cdef uint32_t index
         cdef Ticket* ticket
-        if not 0 <= slot < self.slots:
-            raise IndexError(f"slot {slot} of {self.slots}")
-        check_tokens(prefill_tokens)
-        check_tokens(decode_tokens)
-        check_tokens(expected_output)
         if self.free_head != 0:
             index = self.free_head
             self.free_head = self.tickets[index].newer
@@ -161,15 +153,15 @@ cdef class Ledger:
             self.used += 1
         else:
             self.full_events += 1
-            raise LedgerFull(f"{self.open_tickets} tickets are open")
+            return 0
         ticket = &self.tickets[index]
         ticket.generation = (ticket.generation + 1) & GENERATION_MASK
         if ticket.generation == 0:
             ticket.generation = 1
         ticket.opened = now
-        ticket.prefill = whole(prefill_tokens)
-        ticket.output = whole(expected_output)
-        ticket.decode = whole(decode_tokens) + ticket.output
+        ticket.prefill = whole(prefill)
+        ticket.output = whole(output)
+        ticket.decode = whole(decode) + ticket.output
         ticket.slot = <int32_t>slot
         ticket.decoding = 0
         ticket.newer = 0
@@ -181,6 +173,58 @@ cdef class Ledger:
         wl_add_double(&self.decode_sum[slot], ticket.decode)
         self.open_tickets += 1
         return <int64_t>ticket.generation << INDEX_BITS | index
+
+    cdef double begin_decoding(self, int64_t number, double now) noexcept:
+        cdef Ticket* entry = self.live(number)
+        if entry == NULL:
+            return -1.0
+        if entry.decoding:
+            self.stale_events += 1
+            return -1.0
+        entry.decoding = 1
+        wl_add_int(&self.running_count[entry.slot], 1)
+        wl_add_double(&self.prefill_sum[entry.slot], -entry.prefill)
+        entry.prefill = 0
+        return max(0.0, now - entry.opened)
+
+    cdef void advance(self, int64_t number, double output) noexcept:
+        cdef Ticket* entry = self.live(number)
+        cdef double more
+        if entry == NULL:
+            return
+        more = whole(output) - entry.output
+        if more > 0:
+            entry.output += more
+            entry.decode += more
+            wl_add_double(&self.decode_sum[entry.slot], more)
+
+    cdef int leave(self, int64_t number, double now, double* seconds) noexcept:
+        cdef Ticket* entry = self.live(number)
+        cdef int slot
+        seconds[0] = -1.0
+        if entry == NULL:
+            return -1
+        slot = entry.slot
+        seconds[0] = max(0.0, now - entry.opened)
+        self.release(entry)
+        return slot
+
+    # ---- face: checks -------------------------------------------------------------------
+
+    def open(
+        self, Py_ssize_t slot, double prefill_tokens, double decode_tokens, double now,
+        double expected_output=0.0,
+    ):
+        cdef int64_t number
+        if not 0 <= slot < self.slots:
+            raise IndexError(f"slot {slot} of {self.slots}")
+        check_tokens(prefill_tokens)
+        check_tokens(decode_tokens)
+        check_tokens(expected_output)
+        number = self.enter(slot, prefill_tokens, decode_tokens, now, expected_output)
+        if number == 0:
+            raise LedgerFull(f"{self.open_tickets} tickets are open")
+        return number
 
     def moved(self, int64_t ticket, Py_ssize_t slot, double prefill_tokens):
         cdef Ticket* entry
@@ -206,41 +250,18 @@ cdef class Ledger:
         return True
 
     def first_token(self, int64_t ticket, double now):
-        cdef Ticket* entry = self.live(ticket)
-        if entry == NULL:
-            return -1.0
-        if entry.decoding:
-            self.stale_events += 1
-            return -1.0
-        entry.decoding = 1
-        wl_add_int(&self.running_count[entry.slot], 1)
-        wl_add_double(&self.prefill_sum[entry.slot], -entry.prefill)
-        entry.prefill = 0
-        return max(0.0, now - entry.opened)
+        return self.begin_decoding(ticket, now)
 
     def progress(self, int64_t ticket, double output_tokens):
-        cdef Ticket* entry
-        cdef double more
         check_tokens(output_tokens)
-        entry = self.live(ticket)
-        if entry == NULL:
+        if self.live(ticket) == NULL:
             return False
-        more = whole(output_tokens) - entry.output
-        if more > 0:
-            entry.output += more
-            entry.decode += more
-            wl_add_double(&self.decode_sum[entry.slot], more)
+        self.advance(ticket, output_tokens)
         return True
 
     def close(self, int64_t ticket, double now):
-        cdef Ticket* entry = self.live(ticket)
-        cdef int32_t slot
         cdef double seconds
-        if entry == NULL:
-            return (-1, -1.0)
-        slot = entry.slot
-        seconds = max(0.0, now - entry.opened)
-        self.release(entry)
+        cdef int slot = self.leave(ticket, now, &seconds)
         return (slot, seconds)
 
     def expire(self, double older_than, Py_ssize_t limit=1024):

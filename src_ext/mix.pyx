@@ -1,5 +1,6 @@
 """The default mix in one call (see mix.pxd; meanings and ranges in mix.pyi)."""
 
+from cpython cimport array
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from cpython.ref cimport Py_INCREF
 from libc.math cimport INFINITY, isfinite, isnan
@@ -22,21 +23,6 @@ cdef tuple NAMES = (
     "requests", "prefill_tokens", "decode_tokens", "placed_tokens", "kv_usage",
     "foreign_requests", "foreign_tokens", "trust",
 )
-
-
-cdef struct View:
-    const int32_t* requests
-    const double* prefill
-    const double* decode
-    const double* placed
-    const double* usage
-    const double* foreign_requests      # NULL: nobody else's work is known
-    const double* foreign_tokens
-    const double* trust
-    const int32_t* blocks               # NULL: nothing is held
-    const uint8_t* kept
-    Py_ssize_t size
-    double block_tokens, prompt
 
 
 cdef inline double open_at(const View* view, Py_ssize_t at) noexcept nogil:
@@ -146,6 +132,43 @@ cdef class Mix:
             foreign_tokens, trust,
         )
 
+    cdef int pick(
+        self, const int32_t* blocks, double block_tokens, double prompt_tokens, array.array kept,
+        bint foreign, uint64_t seed, int32_t* order,
+    ) except -1:
+        cdef View view
+        cdef array.array column
+        cdef const char* data[COLUMNS]
+        cdef Py_ssize_t at
+        if self.columns is None:
+            raise ValueError("bind comes first")
+        view.kept, view.size = kept.data.as_uchars, len(kept)
+        for at in range(COLUMNS):
+            column = self.columns[at]
+            if len(column) < view.size:
+                raise ValueError(f"{NAMES[at]} has {len(column)} slots, {view.size} are needed")
+            data[at] = column.data.as_chars
+        view.blocks = blocks
+        view.block_tokens, view.prompt = block_tokens, prompt_tokens
+        self.rank(&view, data, foreign)
+        return best_slots(
+            self.totals.data.as_doubles, view.kept, NULL, view.size, self.limit, seed, order
+        )
+
+    cdef int rank(self, View* view, const char** data, bint foreign) except -1:
+        # Scores into `hits` and `totals`, from the columns in `data`.
+        view.requests = <const int32_t*>data[0]
+        view.prefill, view.decode = <const double*>data[1], <const double*>data[2]
+        view.placed, view.usage = <const double*>data[3], <const double*>data[4]
+        view.foreign_requests = <const double*>data[5] if foreign else NULL
+        view.foreign_tokens = <const double*>data[6] if foreign else NULL
+        view.trust = <const double*>data[7]
+        if len(self.totals) != view.size:
+            self.totals = new_array("d", bytes(8 * view.size))
+            self.hits = new_array("d", bytes(8 * view.size))
+        score(view, &self.set, self.hits.data.as_doubles, self.totals.data.as_doubles)
+        return 0
+
     def choose(
         self, blocks, double block_tokens, double prompt_tokens, mask, bint foreign, rand
     ):
@@ -171,17 +194,8 @@ cdef class Mix:
                 borrow(&scope, blocks, b"i", &column)
                 long_enough(&column, view.size, "blocks")
                 view.blocks = <const int32_t*>column.data
-            view.requests = <const int32_t*>data[0]
-            view.prefill, view.decode = <const double*>data[1], <const double*>data[2]
-            view.placed, view.usage = <const double*>data[3], <const double*>data[4]
-            view.foreign_requests = <const double*>data[5] if foreign else NULL
-            view.foreign_tokens = <const double*>data[6] if foreign else NULL
-            view.trust = <const double*>data[7]
             view.block_tokens, view.prompt = block_tokens, prompt_tokens
-            if len(self.totals) != view.size:
-                self.totals = new_array("d", bytes(8 * view.size))
-                self.hits = new_array("d", bytes(8 * view.size))
-            score(&view, &self.set, self.hits.data.as_doubles, self.totals.data.as_doubles)
+            self.rank(&view, data, foreign)
             count = best_slots(
                 self.totals.data.as_doubles, view.kept, NULL, view.size, self.limit, seed, order
             )

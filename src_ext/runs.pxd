@@ -58,3 +58,9 @@ cdef class RunTree:
 
     cdef RtLane *lane_of(self, Py_ssize_t replica) except NULL
     cdef int check_replica(self, Py_ssize_t replica) except -1
+
+    # `touch` of a replica that may be gone (then nothing happens), and `match`.
+    cdef int touch_keys(self, Py_ssize_t replica, const uint64_t *keys, size_t count) except -1
+    cdef uint32_t match_keys(
+        self, const uint64_t *keys, size_t count, int32_t *out, uint32_t room
+    ) noexcept

@@ -101,6 +101,22 @@ cdef class RunTree:
             raise MemoryError("no memory for the run tree")
         return count if known == RT_REFUSED else known
 
+    cdef int touch_keys(self, Py_ssize_t replica, const uint64_t *keys, size_t count) except -1:
+        cdef uint32_t limit
+        if not rt_lives(self.tree, <uint32_t>replica):
+            return 0
+        limit = self.tree.lane[self.tree.inside[replica]].limit
+        if count > limit:
+            count = limit
+        if count and rt_touch(self.tree, <uint32_t>replica, keys, <uint32_t>count) == RT_FAIL:
+            raise MemoryError("no memory for the run tree")
+        return 0
+
+    cdef uint32_t match_keys(
+        self, const uint64_t *keys, size_t count, int32_t *out, uint32_t room
+    ) noexcept:
+        return rt_match(self.tree, keys, <uint32_t>count, out, room)
+
     def match(self, keys, array out not None):
         cdef Py_buffer view
         cdef Py_ssize_t room = len(out)

@@ -6,6 +6,8 @@ JSON deep inside; on valid JSON its answers are exact. The prompt comes as canon
 in docs/hashing.md and written by json_text.h.
 """
 
+from libc.stdint cimport uint8_t
+
 
 cdef class Scan:
     cdef readonly str model            # "" when absent or not a string
@@ -18,3 +20,20 @@ cdef class Scan:
     cdef readonly bytes tokens         # uint32 token ids, or None
     cdef readonly str transfer         # name of a forbidden top-level key that is present, or ""
     cdef readonly bint truncated       # the prompt was longer than the cap
+
+
+# What a plain text prompt needs, as pointers into the body and into the caller's memory.
+cdef struct Plain:
+    const uint8_t *model    # as written, without escapes; NULL when absent or not a string
+    size_t model_size
+    const uint8_t *prompt   # canonical bytes
+    size_t prompt_size
+    long long max_tokens    # -1: not set
+
+
+# As `scan_body`, without a Python object. 0: it does not have it all, ask `scan_body`: not plain, no
+# text prompt, a prompt above PROMPT_CAP, a salt, transfer parameters, a model name with escapes.
+# work: at least 3 * size + 256 bytes.
+cdef int scan_plain(
+    const uint8_t *body, size_t size, int kind, uint8_t *work, Plain *plain
+) except -1

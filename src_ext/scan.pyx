@@ -7,7 +7,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memchr, memcpy, memset
 
 from warmlane._core.canonical cimport (
     emit_as_message, emit_messages, emit_prompt, field_of,
@@ -60,6 +60,7 @@ cdef struct Walk:
     size_t main_at      # where in `out` the main field's bytes begin ...
     size_t main_end     # ... and end
     int unit            # of the main field: 0 none, 1 text, 2 token ids
+    uint8_t *lent       # where to write, NULL: memory of its own
     bint main_done
     bint irregular      # no canonical bytes
 
@@ -144,9 +145,13 @@ cdef bytes open_out(Walk *walk, Py_ssize_t cap, const uint8_t *p):
     if not walk.plan.chat and p[0] == c'[':
         size *= 2
     size = min(size + 16, cap) & ~3
-    cdef bytes out = PyBytes_FromStringAndSize(NULL, size + WL_SLACK)
-    walk.out.out = <uint8_t *>PyBytes_AS_STRING(out)
+    cdef bytes out = b""
     walk.out.cap = size
+    if walk.lent != NULL:
+        walk.out.out = walk.lent
+        return out
+    out = PyBytes_FromStringAndSize(NULL, size + WL_SLACK)
+    walk.out.out = <uint8_t *>PyBytes_AS_STRING(out)
     return out
 
 
@@ -252,6 +257,49 @@ cdef object cap_of(Walk *walk):
         if value is not None:
             return value if value >= 0 else None
     return None
+
+
+cdef bint arrange(Walk *walk, Plain *plain) noexcept:
+    # `close_out` in lent memory, which has room for the swap.
+    cdef int bits = prelude_bits(walk)
+    cdef size_t size = walk.main_end - walk.main_at
+    cdef size_t ahead = walk.out.pos
+    plain.prompt = walk.out.out
+    if bits != walk.before:
+        emit_prelude(walk, bits)
+        memcpy(walk.out.out + walk.out.pos, walk.out.out + walk.main_at, size)
+        plain.prompt += ahead
+        walk.out.pos += size - ahead
+    plain.prompt_size = walk.out.pos
+    return not (walk.irregular or walk.out.truncated)
+
+
+cdef int scan_plain(
+    const uint8_t *body, size_t size, int kind, uint8_t *work, Plain *plain
+) except -1:
+    cdef Walk walk
+    cdef Span *model = &walk.spans[F_MODEL]
+    cdef Span *salt = &walk.spans[F_SALT]
+    memset(&walk, 0, sizeof(walk))
+    walk.end = body + size
+    walk.plan = plan_of(kind)
+    walk.lent = work
+    if not walk_members(&walk, body, PROMPT_CAP, []) or walk.unit != 1:
+        return 0
+    if not arrange(&walk, plain):
+        return 0
+    if salt.start != NULL or walk.spans[F_KV].start != NULL or walk.spans[F_EC].start != NULL:
+        return 0
+    plain.model = NULL
+    plain.model_size = 0
+    if model.start != NULL and model.start[0] == c'"':
+        plain.model = model.start + 1
+        plain.model_size = model.stop - model.start - 2
+        if memchr(plain.model, c'\\', plain.model_size) != NULL:
+            return 0
+    most = cap_of(&walk)
+    plain.max_tokens = -1 if most is None else most
+    return 1
 
 
 def scan_body(bytes body not None, int kind=K_OTHER, Py_ssize_t cap=PROMPT_CAP):

@@ -23,6 +23,9 @@ cdef extern from "alloc.h" nogil:
 
 TEXT_BYTES = 1 << 18  # generated text kept at most, by default
 
+cdef enum:
+    KEPT_TEXT = 4096  # a larger text's memory is given back between two answers
+
 cdef enum:  # line
     LINE_START, LINE_FIELD, LINE_DATA, LINE_DONE_MARK, LINE_IGNORED
 
@@ -111,14 +114,26 @@ cdef class AnswerScan:
     def __cinit__(self, Py_ssize_t text_bytes=TEXT_BYTES):
         if text_bytes < 0:
             raise ValueError(f"text_bytes is {text_bytes}, must not be negative")
+        self.restart(text_bytes)
+
+    def __dealloc__(self):
+        wl_free(self.answer.text)
+
+    cdef void restart(self, size_t text_bytes) noexcept:
+        cdef uint8_t *text = self.answer.text
+        cdef size_t room = self.answer.text_room
+        if room > KEPT_TEXT:
+            wl_free(text)
+            text, room = NULL, 0
         memset(&self.answer, 0, sizeof(Answer))
+        self.answer.text, self.answer.text_room = text, room
         self.answer.text_limit = text_bytes
         self.answer.prompt_count = self.answer.output_count = self.answer.cached = -1
         self.answer.cache_read = self.answer.cache_made = -1
         begin_document(&self.answer)
 
-    def __dealloc__(self):
-        wl_free(self.answer.text)
+    cdef void take(self, const uint8_t *start, const uint8_t *end) noexcept:
+        feed_bytes(&self.answer, start, end)
 
     def feed(self, chunk):
         """The next bytes of the body (any bytes-like object), however cut."""

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
+from warmlane._core.poll import Peer
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.proxy.body import BodyReader
 from warmlane.router.proxy.chunked import BadChunk, ChunkReader
@@ -34,7 +35,7 @@ _MIN_BYTES_PER_S = 16_384
 _LINGER_S = 1.0
 
 
-class Client(asyncio.Protocol):
+class Client(Peer):
     """See the module."""
 
     __slots__ = (

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from warmlane._core.poll import Conn, Poller
 from warmlane.router.pool import Pool, Replica
+from warmlane.router.proxy.sockets import dial
 from warmlane.router.proxy.tracked import Tracked
 from warmlane.router.proxy.upstream import Upstream
 
@@ -30,9 +32,10 @@ class Link:
     """All connections to one replica. Lives as long as the replica is in its pool."""
 
     __slots__ = (
+        "_connections",
         "_keepalive_s",
         "_max_idle",
-        "_open",
+        "_poller",
         "_tasks",
         "closed",
         "extra",
@@ -47,7 +50,8 @@ class Link:
     def __init__(
         self,
         replica: Replica,
-        open_connections: Tracked[Upstream],
+        connections: Tracked[Upstream],
+        poller: Poller,
         *,
         keepalive_s: float,
         max_idle: int,
@@ -66,7 +70,8 @@ class Link:
         self.closed = False
         self._keepalive_s = keepalive_s
         self._max_idle = max_idle
-        self._open = open_connections
+        self._connections = connections
+        self._poller = poller
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, now: float) -> Upstream | None:
@@ -101,15 +106,18 @@ class Link:
         return task
 
     async def _connect(self, waiter: Waiter) -> None:
-        connection = Upstream(self, self._open)
+        connection = Upstream(self, self._connections)
         try:
-            await asyncio.get_running_loop().create_connection(
-                lambda: connection,
-                self.host,
-                self.port,
-                ssl=self.tls,
-                server_hostname=self.host if self.tls is not None else None,
-            )
+            if self.tls is None:
+                Conn(self._poller, await dial(self.host, self.port), connection)
+            else:
+                await asyncio.get_running_loop().create_connection(
+                    lambda: connection,
+                    self.host,
+                    self.port,
+                    ssl=self.tls,
+                    server_hostname=self.host,
+                )
         except OSError as error:  # ssl.SSLError is one
             waiter.connect_failed(error)
             return
@@ -138,6 +146,14 @@ class Links:
         self._max_idle = max_idle
         self._tls = tls
         self._links: dict[int, Link] = {}  # by id(replica), which the link keeps alive
+        self._poller: Poller | None = None
+
+    @property
+    def poller(self) -> Poller:
+        """What watches plain connections, made when the event loop first needs it."""
+        if self._poller is None:
+            self._poller = Poller(asyncio.get_running_loop())
+        return self._poller
 
     def watch(self, pool: Pool) -> None:
         pool.on_change(self._changed)
@@ -154,6 +170,7 @@ class Links:
             link = self._links[id(replica)] = Link(
                 replica,
                 self.connections,
+                self.poller,
                 keepalive_s=self._keepalive_s,
                 max_idle=self._max_idle,
                 tls=self._tls,

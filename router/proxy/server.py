@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from time import monotonic
 
+from warmlane._core.poll import Conn
 from warmlane.router.config import Config
 from warmlane.router.core import Router
 from warmlane.router.errors import ConfigError
 from warmlane.router.proxy.access import Certificate, Keys
 from warmlane.router.proxy.downstream import Client
+from warmlane.router.proxy.sockets import Acceptor, listen
 from warmlane.router.proxy.state import State
 
 log = logging.getLogger("warmlane.proxy")
@@ -31,7 +34,7 @@ class Proxy:
         self._debug_keys = Keys(config.admin.token_file, "admin.token_file")
         self._certificate = Certificate(listen) if listen.tls_cert else None
         self.state = State(router, config, self._keys, self._debug_keys)
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | Acceptor | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._ticks = 0
         self.port = 0
@@ -39,16 +42,24 @@ class Proxy:
     async def start(self) -> None:
         """Bind and serve. OSError: the address is taken."""
         loop = asyncio.get_running_loop()
-        listen = self._config.listen
-        self._server = await loop.create_server(
-            lambda: Client(self.state),
-            listen.host,
-            listen.port,
-            backlog=listen.backlog,
-            ssl=None if self._certificate is None else self._certificate.context,
-        )
+        settings = self._config.listen
+        if self._certificate is None:
+            sockets = await listen(settings.host, settings.port, settings.backlog)
+            self._server = Acceptor(sockets, self._accepted)
+        else:
+            self._server = await loop.create_server(
+                lambda: Client(self.state),
+                settings.host,
+                settings.port,
+                backlog=settings.backlog,
+                ssl=self._certificate.context,
+            )
         self.port = self._server.sockets[0].getsockname()[1]
         self._timer = loop.call_later(_TICK_S, self._tick)
+
+    def _accepted(self, sock: socket.socket) -> None:
+        """A client has connected."""
+        Conn(self.state.links.poller, sock, Client(self.state))
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
@@ -94,6 +105,7 @@ class Proxy:
         await self.state.clients.emptied()
         self.state.links.close()
         await self.state.links.connections.emptied()
+        self.state.links.poller.close()
         if self._timer is not None:
             self._timer.cancel()
 

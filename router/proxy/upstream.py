@@ -16,6 +16,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol, cast
 
+from warmlane._core.poll import Peer
 from warmlane.router.attempts import Fault
 from warmlane.router.proxy.chunked import BadChunk, ChunkReader
 from warmlane.router.proxy.response_head import BadAnswer, ResponseHead, read_response_head
@@ -47,7 +48,7 @@ class Home(Protocol):
     def give(self, connection: Upstream, now: float) -> None: ...
 
 
-class Upstream(asyncio.Protocol):
+class Upstream(Peer):
     """See the module."""
 
     __slots__ = (
