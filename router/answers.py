@@ -20,15 +20,22 @@ TEXT_BYTES: Final = 1 << 18
 class Answer:
     """One answer. kind and stream are the request's; whether it is an event stream, the bytes say.
 
-    text_bytes: generated text kept at most, for the next turn's prefix; 0 keeps none.
+    text_bytes: generated text kept at most, for the next turn's prefix; 0 keeps none. scan: a
+    reader that has read a part of the answer already.
     """
 
     __slots__ = ("kind", "scan", "stream")
 
-    def __init__(self, kind: Kind, stream: bool, text_bytes: int = TEXT_BYTES) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        stream: bool,
+        text_bytes: int = TEXT_BYTES,
+        scan: AnswerScan | None = None,
+    ) -> None:
         self.kind = kind
         self.stream = stream
-        self.scan = AnswerScan(text_bytes if kind in GENERATES else 0)
+        self.scan = scan or AnswerScan(text_bytes if kind in GENERATES else 0)
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> None:
         """The next bytes of the body, chunk framing removed, however cut."""

@@ -9,7 +9,7 @@ table grows with what clients write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from warmlane.router.config import Config, ModelConfig
 from warmlane.router.errors import RequestError
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.rewrites import Arms, Rewrite, Rewrites
-from warmlane.router.types import JsonObject, Request
+from warmlane.router.types import JsonObject, Kind, Request
 
 _MAX_GUESSES = 256  # unknown names kept, of at most that many characters
 _RAND_BITS = 32  # bits of `rand` that choose the arm of a split; others break ties
@@ -47,6 +47,7 @@ class Catalog:
         self._ruled: dict[str, tuple[str, Arms]] = {}
         self._targets: dict[str, Target] = {}
         self._guesses: dict[str, Target] = {}
+        self._listeners: list[Callable[[], None]] = []
         self.follow(config)
         for pool in pools.values():
             self.watch(pool)
@@ -67,6 +68,10 @@ class Catalog:
     def watch(self, pool: Pool) -> None:
         """A pool that is new."""
         pool.on_change(self._on_change)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener()` whenever names may lead elsewhere."""
+        self._listeners.append(listener)
 
     def resolve(self, request: Request, rand: int) -> Target:
         """The target of a request. Raises RequestError 404 `model_not_found`."""
@@ -98,6 +103,16 @@ class Catalog:
     def importance(self, pool: str, objective: str) -> int | None:
         """Priority of an InferenceObjective, higher is more important; None: not known."""
         return self._objectives.get(pool, {}).get(objective)
+    def fixed(self, name: str) -> Target | None:
+        """The target of every request for this name, until a pool changes; None: it depends on the
+        request, or there is none."""
+        entry = self._entries.get(name)
+        if entry.split if entry is not None else self._rule(name) is not None:
+            return None
+        try:
+            return self.resolve(Request(kind=Kind.OTHER, model=name), 0)
+        except RequestError:
+            return None
 
     def models(self) -> list[JsonObject]:
         """Merged entries of /v1/models: every name a client may ask for, sorted, each once."""
@@ -225,6 +240,8 @@ class Catalog:
         self._ruled.clear()
         self._targets.clear()
         self._guesses.clear()
+        for listener in self._listeners:
+            listener()
 
 
 def _is_listed(pool: Pool) -> bool:

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from warmlane._core.ledger import TICKET_BITS
-from warmlane.router.catalog import Catalog
+from warmlane.router.catalog import Catalog, Target
 from warmlane.router.config import Config, PoolConfig
 from warmlane.router.config_load import checked
 from warmlane.router.explain import Explanation, explain
@@ -233,6 +233,10 @@ class Router:
     def explain(self, request: Request, now: float, rand: int = 0) -> Explanation:
         """The decision that would be made now, with everything that led to it. Reserves nothing."""
         return explain(self.prepare(request, rand), now, rand)
+
+    def fixed_target(self, model: str) -> Target | None:
+        """Where every request for this name goes until a pool changes; None: that depends."""
+        return self.catalog.fixed(model)
 
     def models(self) -> list[JsonObject]:
         """Merged entries for /v1/models."""

@@ -30,7 +30,7 @@ from warmlane.router.interfaces import Filter, Picker
 from warmlane.router.pickers import Best
 from warmlane.router.pool import Pool
 from warmlane.router.registry import Parts
-from warmlane.router.types import ReplicaState, Request
+from warmlane.router.types import Kind, ReplicaState, Request
 from warmlane.scorers import DEFAULT_MIX
 from warmlane.scorers.spread import Spread
 
@@ -124,6 +124,14 @@ class Decider:
         if static.count == 0:
             raise self._none(static.removed)
         return mix.choose(blocks, block_tokens, prompt_tokens, static.mask, pool.has_foreign, rand)
+
+    def mask_of(self, model: str) -> array[int] | None:
+        """Who may serve a model, to be used until the pool changes; None: nobody."""
+        if self._version != self.pool.version:
+            self._resize()
+        self.candidates.model, self.candidates.adapter = model, ""
+        static = self._static_mask(Request(kind=Kind.OTHER, model=model))
+        return static.mask if static.count else None
 
     def decide(self, request: Request, rand: int, picker: Picker | None = None) -> int:
         """Order the eligible replicas; how many choices (at least 1). Raises NoReplica.

@@ -53,7 +53,7 @@ class ApproximateIndex:
         self.capped: set[int] = set()
         cap = max(max_bytes, MIN_BYTES) if max_bytes else 0
         self._slots = max_replicas
-        self._tree = RunTree(max_replicas, cap)
+        self.tree = RunTree(max_replicas, cap)
         self._wanted: dict[int, int] = {}  # blocks by live slot, before the cap
         self._shared_blocks = cap // BLOCK_BYTES  # 0: no cap
 
@@ -77,7 +77,7 @@ class ApproximateIndex:
         """A replica left: it matches nothing from here on; its slot is free after the sweep."""
         if self._wanted.pop(slot, None) is None:
             return
-        self._tree.drop(slot)
+        self.tree.drop(slot)
         self.guessed.discard(slot)
         self.capped.discard(slot)
         if self._shared_blocks:
@@ -85,11 +85,11 @@ class ApproximateIndex:
 
     def clear(self, slot: int) -> None:
         """The replica lost its cache (restart, reset): forget what was sent there."""
-        self._tree.clear(slot)
+        self.tree.clear(slot)
 
     def free(self, slot: int) -> bool:
         """True when the slot may be given to another replica."""
-        return self._tree.is_free(slot)
+        return self.tree.is_free(slot)
 
     def set_capacity(self, slot: int, blocks: int | None) -> None:
         """The engine's real capacity in blocks of this index; None: unknown, the default.
@@ -107,7 +107,7 @@ class ApproximateIndex:
 
     def capacity(self, slot: int) -> int:
         """Blocks that may be recorded for a live slot; 0 for another."""
-        return self._tree.capacity(slot)
+        return self.tree.capacity(slot)
 
     def _share(self) -> None:
         for slot in self._wanted:
@@ -122,13 +122,13 @@ class ApproximateIndex:
                 blocks = share
             else:
                 self.capped.discard(slot)
-        self._tree.set_capacity(slot, blocks)
+        self.tree.set_capacity(slot, blocks)
 
     # ---- per decision ----
 
     def match(self, keys: Keys, out: array[int]) -> int:
         """Leading blocks of the chain that each slot holds, into `out` ('i'); the greatest."""
-        return self._tree.match(keys, out)
+        return self.tree.match(keys, out)
 
     def record(self, slot: int, keys: Keys) -> int:
         """This chain was sent to the replica (again, or longer): how many blocks are new there.
@@ -138,7 +138,7 @@ class ApproximateIndex:
         """
         if slot not in self._wanted:
             return 0
-        tree = self._tree
+        tree = self.tree
         known = tree.touch(slot, keys)
         return min(len(keys), tree.capacity(slot)) - known
 
@@ -146,21 +146,21 @@ class ApproximateIndex:
 
     def maintain(self, budget_us: int) -> bool:
         """Finishes shrinks and sweeps of dropped replicas; True while work remains."""
-        return self._tree.maintain(max(budget_us, 1))
+        return self.tree.maintain(max(budget_us, 1))
 
     @property
     def blocks(self) -> int:
         """Distinct blocks in the tree."""
-        return self._tree.blocks
+        return self.tree.blocks
 
     @property
     def bytes_used(self) -> int:
         """Bytes of the tree, the recency lists in it included."""
-        return self._tree.bytes_used
+        return self.tree.bytes_used
 
     def stats(self) -> dict[str, int]:
         """Counts for metrics and explain. O(slots)."""
-        tree = self._tree
+        tree = self.tree
         return {
             "blocks": tree.blocks,
             "runs": tree.runs,

@@ -7,10 +7,13 @@ counts them, and a record whose ticket nobody closes goes by age.
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import msgspec
 
+from warmlane._core.desk import Desk, Lead
+from warmlane._core.hashing import root_key
 from warmlane._core.ledger import TICKET_BITS, LedgerFull
 from warmlane.router.catalog import Target
 from warmlane.router.config import Config, PoolConfig
@@ -22,7 +25,10 @@ from warmlane.router.prefix import PrefixKey, next_turn
 from warmlane.router.registry import Parts
 from warmlane.router.types import Decision, Outcome, Request
 from warmlane.router.view import CacheView
-from warmlane.router.watchdog import Watchdog, traits_of
+from warmlane.router.watchdog import CHAT, Watchdog, traits_of
+
+if TYPE_CHECKING:
+    from warmlane._core.straight import Straight
 
 _MEAN_STEP: Final = 0.02  # exponential mean over about the last 50 answers
 _LENGTH_PORTION: Final = 4096  # tokens
@@ -32,6 +38,12 @@ _PARTS: Final = ("policy", "scorers", "filters", "picker")
 
 # Slots best first, whole hit tokens of each, the first one's hit with and before trust.
 Chosen: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], float, float]
+
+
+class Named(Protocol):
+    """What a face keeps of a pool."""
+
+    name: str
 
 
 class Prepared(msgspec.Struct, eq=False):
@@ -55,7 +67,7 @@ class _Open(msgspec.Struct, eq=False, gc=False):
     sent_to: int = -1
 
 
-class Lane:
+class Lane(Desk):
     """Decisions and tickets of one pool. `number` is in the high bits of its tickets."""
 
     view_type: type[CacheView] = CacheView
@@ -75,7 +87,6 @@ class Lane:
         self._ledger = pool.ledger
         self._trust = self.view.trust
         self.watchdog = Watchdog(pool, self.view.facts)
-        self._learned_bytes = self._learned_tokens = 0
         self._use(parts, config.zone)
 
     def _use(self, parts: Parts, zone: str) -> None:
@@ -95,6 +106,10 @@ class Lane:
                 pool.foreign_tokens,
                 self._trust.factors,
             )
+        # An exact view asks for more than this path knows.
+        self._is_plain = self._uses_view and self.view_type is CacheView
+        self.ratio = self.view.bytes_per_token.value
+        self.furnish(pool.ledger, self._trust, pool, self.view.text_block_bytes, mix)
 
     def needs_parts(self, config: PoolConfig) -> bool:
         """Whether this config of its pool asks for other parts than it has."""
@@ -112,7 +127,7 @@ class Lane:
     @property
     def open_tickets(self) -> int:
         """Tickets that nobody closed yet."""
-        return len(self._open)
+        return self._ledger.open_tickets
 
     def look(self, prepared: Prepared, now: float) -> tuple[float, str]:
         """Candidates with their hits, before filters: (prompt tokens, view)."""
@@ -169,6 +184,52 @@ class Lane:
         )
         self._open[ticket] = _Open(decision, request, key, raw_hit, first, target)
         return decision
+
+    # For the compiled path
+
+    def lead(
+        self, name: str, target: Target, side: Named, link_of: Callable[[int], object]
+    ) -> Lead | None:
+        """What `Desk` needs to decide requests for this model name; None: they come to `decide`.
+
+        Holds until the pool changes.
+        """
+        if self._mix is None or not self._is_plain:
+            return None
+        if target.adapter or target.engine_name != name:
+            return None
+        mask = self.decider.mask_of(target.model)
+        if mask is None:
+            return None
+        self.set_tree(self.view.text_tree())
+        root = root_key(target.model)
+        return Lead(self, side, target, mask, root, self._metrics, link_of, self._name_of)
+
+    def adopt(self, course: Straight, request: Request) -> Decision:
+        """The decision of a course that ends as an ordinary request: its ticket is ours now."""
+        target: Target = course.lead.target
+        decision = Decision(
+            ticket=self._high | course.ticket,
+            pool=self._name,
+            choices=course.choices,
+            hit_tokens=course.hit_tokens,
+            prompt_tokens=course.prompt_tokens,
+            view="approximate",
+        )
+        slot = decision.choices[0]
+        key = PrefixKey(
+            course.keys, "text", course.prompt_size, self.view.text_block_bytes, course.root
+        )
+        opened = _Open(decision, request, key, course.raw_hit, slot, target)
+        if course.back is not None:
+            opened.sent_to = slot
+        self._open[course.ticket] = opened
+        return decision
+
+    def _name_of(self, slot: int) -> str:
+        replica = self.pool.replicas[slot]
+        assert replica is not None, "a slot with an open ticket is never freed"
+        return replica.name
 
     def _decide_slowly(self, prepared: Prepared, now: float, rand: int) -> Chosen:
         """Part by part, as `explain` does; a part that fails is counted. Raises NoReplica."""
@@ -263,6 +324,10 @@ class Lane:
             self._open.pop(number, None)
         if leaked:
             self._metrics.leaked_tickets(len(leaked))
+        for slot, told, chat, requests, prompt, predicted, cached in self.take_evidence():
+            actual = cached if told else None
+            traits = CHAT if chat else 0
+            self.watchdog.answered(slot, traits, predicted, actual, prompt, requests)
         remains = self.view.maintain(budget_us)
         self.pool.reap(self.view.is_free)
         self.pool.fade(now)
@@ -287,9 +352,9 @@ class Lane:
         if prompt is None:
             prompt = decision.prompt_tokens
         elif is_text:
-            self._learned_bytes += key.size
-            self._learned_tokens += prompt
-            if self._learned_tokens >= _LENGTH_PORTION:
+            self.learned_bytes += key.size
+            self.learned_tokens += prompt
+            if self.learned_tokens >= _LENGTH_PORTION:
                 self._learn_length()
         if cached is not None:
             self._trust.answered(slot, opened.raw_hit, cached, prompt, now)
@@ -305,8 +370,12 @@ class Lane:
 
     def _learn_length(self) -> None:
         """Bytes per token, told on in portions: a sample of a few thousand tokens is a good one."""
-        self.view.learn_length(self._learned_bytes, self._learned_tokens)
-        self._learned_bytes = self._learned_tokens = 0
+        self.view.learn_length(self.learned_bytes, self.learned_tokens)
+        self.learned_bytes = self.learned_tokens = 0
+        self.ratio = self.view.bytes_per_token.value
+
+    def _charge(self, slot: int, tokens: int) -> None:
+        self.view.charge(slot, "text", tokens)
 
     def _full(self) -> NoReplica:
         self._metrics.limit_reached("tickets")

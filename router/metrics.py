@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from warmlane._core.desk import set_bounds
 from warmlane.router.metrics_table import (
     DECISION_BOUNDS,
     DURATION_BOUNDS,
@@ -27,6 +28,7 @@ from warmlane.router.metrics_table import (
     TTFT_BOUNDS,
     Family,
 )
+from warmlane.router.types import Kind
 
 __all__ = [
     "FAMILIES",
@@ -44,6 +46,9 @@ MAX_SERIES: Final = 65_536
 
 
 Key = tuple[str, ...]
+KINDS: Final = tuple(kind.value for kind in Kind)  # in the order of `_core.scan`
+
+set_bounds(TTFT_BOUNDS, DURATION_BOUNDS, DECISION_BOUNDS)
 
 
 class Metrics:
@@ -136,13 +141,7 @@ class Metrics:
         prompt_tokens: int,
     ) -> None:
         """Predicted against actual hit tokens of one finished request (actual None: not told)."""
-        cell = self.hits.get((pool, replica))
-        if cell is None:
-            cell = [0] * HIT_CELLS
-            if len(self.hits) < MAX_SERIES:
-                self.hits[(pool, replica)] = cell
-            else:
-                self.series_dropped += 1
+        cell = self.hits.get((pool, replica)) or self.hit_cell(pool, replica)
         cell[0] += prompt_tokens
         cell[1] += predicted_tokens
         if actual_tokens is not None:
@@ -153,6 +152,33 @@ class Metrics:
                 cell[5] += predicted_tokens - actual_tokens
             else:
                 cell[6] += actual_tokens - predicted_tokens
+
+    # For the compiled path, which keeps the cells
+
+    def cells(self, pool: str) -> tuple[list[float], list[float], list[float]]:
+        """The cells of a pool's histograms: time to first token, duration, decision."""
+        return (
+            self._ttft.get(pool) or self._open(self._ttft, pool, TTFT_BOUNDS),
+            self._duration.get(pool) or self._open(self._duration, pool, DURATION_BOUNDS),
+            self._decision.get(pool) or self._open(self._decision, pool, DECISION_BOUNDS),
+        )
+
+    def hit_cell(self, pool: str, replica: str) -> list[int]:
+        """The cell that `hit` adds to."""
+        cell = self.hits.get((pool, replica))
+        if cell is None:
+            cell = [0] * HIT_CELLS
+            if len(self.hits) < MAX_SERIES:
+                self.hits[(pool, replica)] = cell
+            else:
+                self.series_dropped += 1
+        return cell
+
+    def request_key(
+        self, pool: str, replica: str, kind: int, status: int
+    ) -> tuple[str, str, str, int]:
+        """The key of `requests` for a kind by its number in `_core.scan`."""
+        return (pool, replica, KINDS[kind], status)
 
     # Rare events ------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from warmlane._core import cost
 from warmlane._core.hashing import KeyArray, text_keys
+from warmlane._core.runs import RunTree
 from warmlane.router.candidates import CandidateColumns
 from warmlane.router.config import Index
 from warmlane.router.index import BLOCK_BYTES, ApproximateIndex
@@ -99,6 +100,15 @@ class CacheView:
     def facts(self, replica: Replica) -> Facts:
         """For the watchdog."""
         return Facts(capacity_known=self.capacity_tokens(replica) is not None)
+
+    def text_tree(self) -> RunTree:
+        """Who holds which blocks of text."""
+        return self._index("text").tree
+
+    @property
+    def text_block_bytes(self) -> int:
+        """Bytes of a block of text."""
+        return self._config.block_bytes
 
     # What was sent and answered
 

@@ -181,9 +181,18 @@ class Watchdog:
         self._next = 0.0
 
     def answered(
-        self, slot: int, traits: int, predicted: float, cached: int | None, prompt: float
+        self,
+        slot: int,
+        traits: int,
+        predicted: float,
+        cached: float | None,
+        prompt: float,
+        requests: float = 1.0,
     ) -> None:
-        """A good answer. traits: ADAPTER | SALT | CHAT | EXACT; cached: None when it told none."""
+        """A good answer. traits: ADAPTER | SALT | CHAT | EXACT; cached: None when it told none.
+
+        requests: the numbers are sums over so many answers.
+        """
         seen = self._seen.get(slot)
         if seen is None:
             replica = self.pool.replicas[slot]
@@ -195,7 +204,7 @@ class Watchdog:
         else:
             found = seen.told.get(traits)
             sums = found if found is not None else seen.told.setdefault(traits, Sums())
-        sums.requests += 1.0
+        sums.requests += requests
         sums.prompt += prompt
         sums.predicted += predicted
         sums.cached += cached

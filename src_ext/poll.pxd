@@ -39,8 +39,9 @@ cdef class Poller:
 
 cdef class Peer:
     # What a connection drives. A Python class that has asyncio's Protocol methods is one as it is.
-    cdef uint8_t *room(self, Conn conn, size_t *size) except NULL
-    cdef int filled(self, Conn conn, size_t size) except -1
+    cdef Conn conn              # None: it has none, or a transport of the event loop
+    cdef uint8_t *room(self, size_t *size) except NULL
+    cdef int filled(self, size_t size) except -1
 
 
 cdef class Conn:

@@ -115,6 +115,7 @@ cdef class Poller:
                 epoll_ctl(self.epfd, EPOLL_CTL_DEL, conn.fd, NULL)
                 conn.fd = -1
                 conn.sock.close()
+                conn.peer.conn = None
                 conn.peer = None
                 self.conns.discard(conn)
 
@@ -140,14 +141,14 @@ cdef class Poller:
 cdef class Peer:
     """What a connection drives: asyncio's Protocol methods, or the two calls of poll.pxd."""
 
-    cdef uint8_t *room(self, Conn conn, size_t *size) except NULL:
+    cdef uint8_t *room(self, size_t *size) except NULL:
         # Where to read to, and how much. The bytes are there until the next read of any peer.
         size[0] = SCRATCH
-        return conn.poller.scratch
+        return self.conn.poller.scratch
 
-    cdef int filled(self, Conn conn, size_t size) except -1:
+    cdef int filled(self, size_t size) except -1:
         # So many bytes were read into the last room.
-        self.data_received(PyBytes_FromStringAndSize(<char *>conn.poller.scratch, size))
+        self.data_received(PyBytes_FromStringAndSize(<char *>self.conn.poller.scratch, size))
         return 0
 
     def connection_made(self, transport):
@@ -193,6 +194,7 @@ cdef class Conn:
         if epoll_ctl(poller.epfd, EPOLL_CTL_ADD, self.fd, &event):
             raise OSError(errno, os.strerror(errno))
         poller.conns.add(self)
+        peer.conn = self
         peer.connection_made(self)
 
     def _report(self, error):
@@ -204,7 +206,7 @@ cdef class Conn:
 
     cdef int look(self) except -1:
         cdef size_t size = 0
-        cdef uint8_t *room = self.peer.room(self, &size)
+        cdef uint8_t *room = self.peer.room(&size)
         cdef ssize_t count = recv(self.fd, room, size, 0)
         if count < 0:
             if errno == EINTR:
@@ -221,7 +223,7 @@ cdef class Conn:
             # There may be more, for which no event will come: the others have their turn first.
             self.poller.again.append(self)
             self.poller.plan_turn()
-        return self.peer.filled(self, count)
+        return self.peer.filled(count)
 
     def pause_reading(self):
         """Leave what arrives in the kernel."""

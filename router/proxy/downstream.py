@@ -13,7 +13,8 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from warmlane._core.poll import Peer
+from warmlane._core.hop import Front
+from warmlane._core.straight import Straight
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.proxy.body import BodyReader
 from warmlane.router.proxy.chunked import BadChunk, ChunkReader
@@ -35,44 +36,21 @@ _MIN_BYTES_PER_S = 16_384
 _LINGER_S = 1.0
 
 
-class Client(Peer):
+class Client(Front):
     """See the module."""
 
-    __slots__ = (
-        "_body",
-        "_ended",
-        "_paused",
-        "_pumping",
-        "_seen",
-        "_state",
-        "_tail",
-        "_waiting",
-        "_write",
-        "closing",
-        "deadline",
-        "debug",
-        "exchange",
-        "stalled",
-        "transport",
-    )
+    __slots__ = ("_seen", "_state", "_write")
 
     transport: asyncio.Transport
+    _body: BodyReader | None  # of the request that is being read
+    exchange: Exchange | Upload | Straight | None
 
     def __init__(self, state: State) -> None:
         self._write: Callable[[bytes], None]  # the transport's
         self._state = state
-        self._tail = b""  # bytes not yet taken: part of a head, or pipelined requests
-        self._body: BodyReader | None = None  # of the request that is being read
-        self._pumping = False
-        self._waiting = False  # for the rest of a head
-        self._seen = 0  # bytes of that head that need no second look
-        self._paused = False  # we do not read
-        self._ended = False
-        self.stalled = False  # the client does not read
-        self.closing = False  # after the present answer
+        self._seen = 0  # bytes of a head that need no second look
         self.debug = state.debug_headers
-        self.exchange: Exchange | Upload | None = None
-        self.deadline = 0.0
+        self.equip(state, Straight(state))
 
     # asyncio
 
@@ -90,12 +68,12 @@ class Client(Peer):
             state.metrics.limit_reached("connections")
             self._refuse(RequestError(503, "Too many connections.", kind="overloaded_error"))
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         self._state.clients.leave(self)
         self._drop_body()
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.cancel()
+        if self.exchange is not None:
+            self.exchange.cancel()
+            self.exchange = None
             self._state.inflight -= 1
 
     def data_received(self, data: bytes) -> None:
@@ -183,7 +161,7 @@ class Client(Peer):
             self.exchange.expired(now)
         elif self._ended:
             self.transport.abort()
-        elif self._tail or self._body is not None:
+        elif self._tail or self._body is not None or self.partial:
             self._refuse(RequestError(408, "The request took too long.", kind="timeout_error"))
         else:
             self.transport.close()
@@ -195,7 +173,7 @@ class Client(Peer):
     def finish(self) -> None:
         """Drain: close now if idle, else after the present answer."""
         self.closing = True
-        if self.exchange is None and self._body is None and not self._tail:
+        if self.exchange is None and not (self._body or self._tail or self.partial):
             self.transport.close()
 
     # Reading requests
@@ -294,6 +272,7 @@ class Client(Peer):
 
     def _drop_body(self) -> bytes:
         """The body that was being read is complete or not wanted any more."""
+        self.forget_partial()
         body, self._body = self._body, None
         if body is None:
             return b""

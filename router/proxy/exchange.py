@@ -12,14 +12,17 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from warmlane.router.answers import Answer
 from warmlane.router.attempts import Attempts, Fault
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.proxy.delivery import ABORTED, Delivery
+from warmlane.router.proxy.relay import Relay
 from warmlane.router.proxy.request_head import request_bytes
 from warmlane.router.requests import kind_of, parse, rewrite_model
 from warmlane.router.types import ReplicaState, Request
 
 if TYPE_CHECKING:
+    from warmlane._core.straight import Straight
     from warmlane.router.proxy.upstream import Upstream
 
 log = logging.getLogger("warmlane.proxy")
@@ -71,6 +74,41 @@ class Exchange(Delivery):
         side = self._side = state.side(decision.pool)
         side.budget.request()
         self._attempt(decision.choices[0], now)
+
+    def take_over(self, course: Straight) -> None:
+        """Go on with a request that was decided, and perhaps sent, by a course."""
+        state = self._state
+        head, lead = self._head, course.lead
+        self._request, _ = parse("POST", head.path, head.headers, self._body)
+        self.kind = self._request.kind
+        self._decision = lead.desk.adopt(course, self._request)
+        self._open = True
+        self._decision_s = course.decision_s
+        self._side = lead.side
+        self._slot = self._decision.choices[0]
+        self._link = course.link
+        self._total, self.deadline = course.total, course.deadline
+        upstream = self._upstream = course.back
+        if upstream is None:
+            return
+        if not course.begun:
+            upstream.take_over(self, None, None)
+            return
+        response = self._response = course.response
+        upstream.take_over(self, response, course.chunks)
+        self.begun = True
+        self._relay = Relay()
+        self._relay.head(response, http10=False, close=course.close, extra=b"")
+        self._reads = course.reads
+        text_bytes = state.limits.answer_text_bytes
+        self._answer = Answer(self.kind, True, text_bytes, course.scan)
+
+    def go_on(self, connection: Upstream | None, now: float) -> None:
+        """Send what a course could not send. connection: a kept one that it took for this."""
+        if connection is None:
+            self._attempt(self._slot, now)
+        else:
+            self._send(connection, now)
 
     def _refuse_unsent(self, error: RouterError) -> None:
         if isinstance(error, RequestError):

@@ -10,18 +10,24 @@ import asyncio
 import logging
 import random
 import ssl
+from collections.abc import Mapping
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
+from warmlane._core.desk import Lead
+from warmlane._core.hop import Shared
+from warmlane._core.straight import Straight
 from warmlane.router.attempts import COUNTED, Fault, RetryBudget
 from warmlane.router.config import Config
 from warmlane.router.core import Router
+from warmlane.router.errors import RequestError
 from warmlane.router.health import Ejector
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.proxy.access import Keys
-from warmlane.router.proxy.links import Links
+from warmlane.router.proxy.exchange import Exchange
+from warmlane.router.proxy.links import Link, Links
 from warmlane.router.proxy.tracked import Tracked
-from warmlane.router.requests import TransferParams
+from warmlane.router.requests import KINDS, SCAN_KIND, TransferParams
 from warmlane.router.shadow import Shadow
 from warmlane.router.types import ReplicaState
 
@@ -82,16 +88,25 @@ class PoolSide:
                 self.pool.set_state(slot, ReplicaState.READY, "back on trial")
                 log.info("returned pool=%s replica=%s", self.name, replica.name)
 
+    def link_of(self, slot: int) -> Link:
+        """The link to a member."""
+        replica = self.pool.replicas[slot]
+        assert replica is not None, "a decision names members only"
+        return self._state.links.of(replica)
+
     def _changed(self, event: str, replica: Replica) -> None:
         if event == "removed":
             self.ejector.forget(replica.slot)
 
 
-class State:
+class State(Shared):
     """See the module."""
+
+    shadow: Shadow | None  # set by the command: decisions beside a baseline's
 
     def __init__(self, router: Router, config: Config, keys: Keys, debug_keys: Keys) -> None:
         now = monotonic()
+        self._settle_plain(config)
         self.router = router
         self.metrics = router.metrics
         self.config = config
@@ -103,12 +118,10 @@ class State:
         self.guarded = bool(keys)  # by configuration, whatever is in the file
         self.debug_keys = debug_keys
         self.now = now
-        self.inflight = 0
-        self.buffered_bytes = 0
-        self.draining = False
+        if self.guarded:
+            self.guard = self._may_pass
         self.clients: Tracked[Client] = Tracked()
         self.rand = random.Random().getrandbits
-        self.shadow: Shadow | None = None  # set by the command: decisions beside a baseline's
         self.tls_client: ssl.SSLContext | None = None
         self.links = Links(
             keepalive_s=self.timeouts.upstream_keepalive_s,
@@ -118,9 +131,12 @@ class State:
         self.sides: dict[str, PoolSide] = {}
         for pool in router.pools.values():
             self.side(pool.name)
+        router.catalog.on_change(self.forget_leads)
 
     def follow(self, config: Config) -> None:
         """A reload: pools may have come and gone. Requests under way keep what they began with."""
+        self._settle_plain(config)
+        self.forget_leads()
         self.config = config
         self.limits = config.limits
         self.timeouts = config.timeouts
@@ -133,13 +149,64 @@ class State:
         for name in pools:
             self.side(name).follow(config)
 
+    def _settle_plain(self, config: Config) -> None:
+        """What the compiled half has to know of the config."""
+        limits, timeouts = config.limits, config.timeouts
+        self.plain = not config.debug_headers
+        self.paths = {path: SCAN_KIND[kind] for path, kind in KINDS.items()}
+        self.most_inflight = limits.inflight
+        self.most_buffered = limits.buffered_bytes
+        self.most_head = limits.head_bytes
+        self.most_body = limits.body_bytes
+        self.most_text = limits.answer_text_bytes
+        self.most_held = limits.hold_bytes
+        self.hold_s = limits.hold_s
+        self.head_s = timeouts.head_s
+        self.keepalive_s = timeouts.client_keepalive_s
+        self.first_byte_s = timeouts.first_byte_s
+        self.idle_s = timeouts.idle_s
+        self.total_s = timeouts.total_s
+        self.sow(random.getrandbits(64))
+
+    def _may_pass(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a plain request may use the listener; who may not is told in Python."""
+        try:
+            self.keys.check(headers)
+        except RequestError:
+            return False
+        return True
+
+    def lead(self, name: bytes) -> Lead | None:
+        """Where a model name leads without a look at the request; see `Shared.lead_of`."""
+        try:
+            model = name.decode()
+        except UnicodeDecodeError:
+            return None
+        target = self.router.fixed_target(model)
+        if target is None:
+            return None
+        side = self.side(target.pool)
+        return self.router.lanes[target.pool].lead(model, target, side, side.link_of)
+
+    def adopt(self, course: Straight) -> Exchange:
+        """The exchange that goes on with a course, in its client's hands."""
+        client = cast("Client", course.front)
+        exchange = Exchange(self, client, course.head, course.body, b"")
+        exchange.take_over(course)
+        course.front.exchange = exchange
+        return exchange
+
     def side(self, pool: str) -> PoolSide:
         """A pool by name."""
         side = self.sides.get(pool)
         if side is None:
             side = self.sides[pool] = PoolSide(self.router.pools[pool], self, monotonic())
             self.links.watch(side.pool)
+            side.pool.on_change(self._pool_changed)
         return side
+
+    def _pool_changed(self, event: str, replica: Replica) -> None:
+        self.forget_leads()
 
     def tick(self, now: float) -> None:
         """The proxy's coarse heartbeat."""

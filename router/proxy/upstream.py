@@ -16,7 +16,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol, cast
 
-from warmlane._core.poll import Peer
+from warmlane._core.hop import Back
 from warmlane.router.attempts import Fault
 from warmlane.router.proxy.chunked import BadChunk, ChunkReader
 from warmlane.router.proxy.response_head import BadAnswer, ResponseHead, read_response_head
@@ -48,7 +48,7 @@ class Home(Protocol):
     def give(self, connection: Upstream, now: float) -> None: ...
 
 
-class Upstream(Peer):
+class Upstream(Back):
     """See the module."""
 
     __slots__ = (
@@ -56,17 +56,11 @@ class Upstream(Peer):
         "_chunks",
         "_connections",
         "_framing",
-        "_keep",
         "_left",
         "_link",
         "_listener",
-        "_sent_all",
-        "_silent",
-        "_used",
         "_write",
-        "idle_since",
         "transport",
-        "usable",
     )
 
     transport: asyncio.Transport
@@ -80,12 +74,8 @@ class Upstream(Peer):
         self._framing: Framing | None = None  # None: a head is expected
         self._left = 0
         self._buffer = b""
-        self._keep = False
         self._silent = True  # no byte of the present answer yet
-        self._used = False  # it has answered before
         self._sent_all = True  # the whole request is written
-        self.idle_since = 0.0
-        self.usable = False
 
     # asyncio
 
@@ -98,13 +88,15 @@ class Upstream(Peer):
         self.usable = True
         self._connections.enter(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         self.usable = False
         self._connections.leave(self)
+        if self.course is not None:
+            self.course.leave()
         listener = self._listener
         if listener is None:
             return
-        if self._framing is Framing.CLOSE and exc is None:
+        if self._framing is Framing.CLOSE and error is None:
             self._finish(b"", b"", True, b"")
             return
         self._fail(Fault.RESET, "the engine closed the connection")
@@ -152,6 +144,17 @@ class Upstream(Peer):
             self._write(head + body)
         else:
             self.transport.writelines((head, body))
+
+    def take_over(self, listener: Listener, response: ResponseHead | None, chunks: object) -> None:
+        """Go on for a listener whose request another has sent.
+
+        response, chunks: of a chunked answer that it has a part of; None: nothing was read.
+        """
+        self._listener = listener
+        if response is not None:
+            assert isinstance(chunks, ChunkReader)
+            self._framing, self._chunks = Framing.CHUNKED, chunks
+            self._keep = not response.close
 
     def write(self, data: bytes, last: bool) -> None:
         self._write(data)

@@ -1,0 +1,94 @@
+"""The two sides of a request's way through the proxy: a client's connection, one to a replica.
+
+`Front` and `Back` are the compiled halves of `downstream.Client` and `upstream.Upstream`. They read for
+a `Course`, which takes a plain request from its head to the last byte of its answer. What a course
+does not take is handed, as the bytes that arrived, to the Python half, which can do everything: a
+request or an answer's read is handled here whole or not at all.
+
+A request is read into a buffer of its own, from a pool, and stays there until it is answered, so that
+neither sending nor a second attempt copies it.
+"""
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from warmlane._core.desk cimport Lead
+from warmlane._core.http_head cimport RequestHead
+from warmlane._core.poll cimport Conn, Peer
+from warmlane._core.scan cimport Plain
+
+cdef enum:
+    ROOM = 98304            # bytes of a pooled request buffer: a head and 64 KB
+    SPARES = 64             # pooled buffers
+    MOST_BODY = 1048576     # larger bodies go the other way
+
+
+cdef class Shared:
+    # What all connections of one proxy share: base of `state.State`. Seconds and bytes.
+    cdef public double now              # coarse clock, one tick behind at most
+    cdef public Py_ssize_t inflight
+    cdef public Py_ssize_t buffered_bytes
+    cdef public bint draining
+    cdef public bint plain              # courses are allowed
+    cdef public Py_ssize_t most_inflight, most_buffered, most_head, most_body, most_text, most_held
+    cdef public double head_s, keepalive_s, first_byte_s, idle_s, total_s, hold_s
+    cdef public dict paths              # path -> kind, as in scan.pyx
+    cdef public object shadow           # what compares decisions, None: nothing does
+    cdef public object guard            # headers -> may it pass; None: all may
+    cdef dict leads                     # model name as written -> Lead
+    cdef uint8_t *work                  # scratch for scans
+    cdef size_t work_room
+    cdef uint8_t *spare[64]
+    cdef int spares
+    cdef uint64_t seed
+
+    cdef Lead lead_of(self, const Plain *plain)
+    cdef uint8_t *work_for(self, size_t size) except NULL
+    cdef uint8_t *take_room(self) except NULL
+    cdef void give_room(self, uint8_t *room, size_t size) noexcept
+    cdef uint64_t chance(self) noexcept
+
+
+cdef class Course:
+    # One plain request under way. A front has one and uses it again and again.
+    cdef public double deadline
+
+    # 1: it is under way (or was handed on); 0: not plain, nothing happened.
+    cdef int begin(
+        self, Front front, RequestHead head, int kind, const uint8_t *body, size_t size
+    ) except -1
+    cdef int answer(self, Back back, const uint8_t *data, size_t size) except -1
+
+
+cdef class Front(Peer):
+    cdef Shared shared
+    cdef Course course
+    cdef public object exchange         # whatever answers the present request, None between two
+    cdef public object transport
+    cdef public object _body            # a body that the Python half reads
+    cdef public bytes _tail             # bytes that it has not taken
+    cdef public double deadline
+    cdef public bint closing, stalled, debug
+    cdef public bint _pumping, _waiting, _paused, _ended
+    # The request that is being read, or that a course is busy with.
+    cdef uint8_t *buffer
+    cdef size_t buffer_room
+    cdef size_t got                     # bytes in it
+    cdef size_t start                   # of the body
+    cdef size_t need                    # end of the body
+    cdef Py_ssize_t counted             # body bytes in shared.buffered_bytes
+    cdef RequestHead head               # None: not read yet
+    cdef int kind
+    cdef bint own                       # the last room was the buffer
+
+    cdef bint open_request(self) except -1
+    cdef int wait(self) except -1
+    cdef int start_course(self) except -1
+    cdef int hand_over(self) except -1
+    cdef int done_plain(self, bint close) except -1
+    cdef void uncount(self) noexcept
+    cdef void release(self) noexcept
+
+
+cdef class Back(Peer):
+    cdef public Course course           # that waits for an answer here, None: the Python half
+    cdef public double idle_since
+    cdef public bint usable, _keep, _silent, _used, _sent_all

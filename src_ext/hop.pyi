@@ -1,0 +1,83 @@
+"""Types of the compiled module; the contract is in hop.pxd, the meaning in hop.pyx."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from warmlane._core.desk import Lead
+from warmlane._core.poll import Peer
+
+class Shared:
+    """What all connections of one proxy share. Seconds and bytes."""
+
+    now: float
+    inflight: int
+    buffered_bytes: int
+    draining: bool
+    plain: bool
+    most_inflight: int
+    most_buffered: int
+    most_head: int
+    most_body: int
+    most_text: int
+    most_held: int
+    head_s: float
+    keepalive_s: float
+    first_byte_s: float
+    idle_s: float
+    total_s: float
+    hold_s: float
+    paths: dict[str, int]
+    shadow: Any
+    guard: Callable[[Mapping[bytes, bytes]], bool] | None
+    def sow(self, seed: int) -> None:
+        """Begin the random numbers anew."""
+    def forget_leads(self) -> None:
+        """A pool has changed: names lead elsewhere."""
+    def lead(self, name: bytes) -> Lead | None:
+        """The Lead of a model name, None: it needs the Python half. The owner's."""
+    def adopt(self, course: Any) -> Any:
+        """Make the exchange that goes on with a course. The owner's."""
+
+class Course:
+    """One plain request under way."""
+
+    deadline: float
+    def leave(self) -> Any:
+        """The exchange that goes on instead."""
+
+class Front(Peer):
+    """The reading half of a client's connection."""
+
+    exchange: Any
+    transport: Any
+    _body: Any
+    _tail: bytes
+    deadline: float
+    closing: bool
+    stalled: bool
+    debug: bool
+    _pumping: bool
+    _waiting: bool
+    _paused: bool
+    _ended: bool
+    partial: bool
+    def equip(self, shared: Shared, course: Course | None) -> None:
+        """What it works with. course: None, all requests go to the Python half."""
+    def forget_partial(self) -> None:
+        """The request in the buffer will not be answered any more."""
+    def _next(self, close: bool = False) -> None:
+        """Ready for the next request, or close. The owner's."""
+
+class Back(Peer):
+    """The reading half of a connection to a replica."""
+
+    course: Course | None
+    idle_since: float
+    usable: bool
+    _keep: bool
+    _silent: bool
+    _used: bool
+    _sent_all: bool
+
+def _fail_allocation_after(count: int) -> None:
+    """Tests only: the allocation after `count` more of this module fails once."""
