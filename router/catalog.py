@@ -103,6 +103,7 @@ class Catalog:
     def importance(self, pool: str, objective: str) -> int | None:
         """Priority of an InferenceObjective, higher is more important; None: not known."""
         return self._objectives.get(pool, {}).get(objective)
+
     def fixed(self, name: str) -> Target | None:
         """The target of every request for this name, until a pool changes; None: it depends on the
         request, or there is none."""

@@ -1,9 +1,10 @@
 """Strict decoder of the chunked transfer coding (RFC 9112, section 7.1), without I/O.
 
-    SIZE -> BLANKS -> EXTENSION -> SIZE_LF -> DATA -> DATA_CR -> DATA_LF -> SIZE ... -> TRAILER -> OVER
+    SIZE -> BLANKS -> EXTENSION -> SIZE_LF -> DATA -> DATA_CR -> DATA_LF -> SIZE
+                                           -> TRAILER -> OVER
 
-`chunk_step` walks one read piece by piece and allocates nothing; the state is a plain struct, so that
-a walk can be tried on a copy. The trailer section is read by the class alone.
+`chunk_step` walks one read piece by piece and allocates nothing; the state is a plain struct, so
+that a walk can be tried on a copy. The trailer section is read by the class alone.
 """
 from libc.stdint cimport int64_t, uint8_t
 
@@ -28,6 +29,17 @@ cdef const uint8_t *chunk_step(
 # The next byte is the first of a size line.
 cdef inline bint between(const Chunks *c) noexcept nogil:
     return c.state == AT_SIZE and c.line == 0
+
+
+# A read of an event stream's body, seen before any of it is taken.
+cdef struct Walk:
+    Chunks state        # behind it
+    bint whole          # began and ended between two chunks, or ended the message
+    bint last           # the message ends with this read, without trailers
+    bint event_end      # the payload ends behind an event
+
+
+cdef Walk walk_read(Chunks state, const uint8_t *p, const uint8_t *end) noexcept nogil
 
 
 cdef class ChunkReader:

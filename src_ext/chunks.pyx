@@ -5,6 +5,7 @@ Cost: a few nanoseconds a chunk and one copy of the payload.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t
+from libc.string cimport memcmp
 
 import re
 
@@ -88,6 +89,32 @@ cdef const uint8_t *chunk_step(
             return NULL
         p += 1
     return p
+
+
+cdef Walk walk_read(Chunks state, const uint8_t *p, const uint8_t *end) noexcept nogil:
+    cdef Walk walk
+    cdef const uint8_t *piece = NULL
+    cdef const uint8_t *tail = NULL
+    cdef size_t size = 0
+    cdef size_t tail_size = 0
+    cdef bint began = between(&state)
+    walk.last = walk.whole = walk.event_end = False
+    while p != NULL and p < end and state.state < AT_TRAILER:
+        p = chunk_step(&state, p, end, &piece, &size)
+        if p != NULL and size:
+            tail, tail_size = piece, size
+    if p == NULL:
+        walk.state = state
+        return walk
+    if state.state == AT_TRAILER and end - p == 2 and memcmp(p, b"\r\n", 2) == 0:
+        state.state = OVER
+        walk.last = True
+    walk.whole = began and (walk.last or between(&state))
+    walk.event_end = (tail_size >= 2 and memcmp(tail + tail_size - 2, b"\n\n", 2) == 0) or (
+        tail_size >= 4 and memcmp(tail + tail_size - 4, b"\r\n\r\n", 4) == 0
+    )
+    walk.state = state
+    return walk
 
 
 @cython.final

@@ -1,9 +1,9 @@
 """The decision of one pool and its later events, for plain text prompts under the default mix.
 
-`Desk` is the compiled half of `router.lane.Lane`, which does the same for every other request and is
-the oracle of the tests: from the body's `Plain` to keys, match, mix, reservation; and from the answer
-to what it teaches. A `Lead` is all that a model name leads to, found once and used until the pool
-changes. A `Pick` is one decided request; its owner keeps it, so nothing is allocated per request.
+`Desk` is the compiled half of `router.lane.Lane`, which does the same for every other request and
+is the oracle of the tests: from the body's `Plain` to keys, match, mix, reservation; and from the
+answer to what it teaches. A `Lead` is all that a model name leads to, found once and used until the
+pool changes. A `Pick` is one decided request; its owner keeps it: nothing is allocated per request.
 """
 from cpython cimport array
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t

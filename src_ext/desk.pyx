@@ -5,8 +5,7 @@ Cost: 1.5 us a decision of 32 blocks among 8 replicas, all later events 1 us.
 cimport cython
 from cpython cimport array
 from cpython.float cimport PyFloat_AS_DOUBLE
-from cpython.ref cimport Py_INCREF
-from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport isfinite
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy, memset
@@ -210,6 +209,7 @@ cdef class Desk:
         cdef uint32_t best = 0
         cdef double prompt = plain.prompt_size / self.ratio
         cdef double output = self.output_tokens
+        cdef int32_t *blocks
         cdef double *hits
         cdef double hit
         pick.ticket = 0
@@ -221,11 +221,12 @@ cdef class Desk:
             pick.keys[at] = parent
         if len(self.blocks) != size:
             self.blocks = new_array("i", bytes(4 * size))
+        blocks = <int32_t *>self.blocks.data.as_ints
         self.pool.freshen(now)
         if count:
-            best = self.tree.match_keys(pick.keys, count, <int32_t *>self.blocks.data.as_ints, size)
+            best = self.tree.match_keys(pick.keys, count, blocks, size)
         pick.count = self.mix.pick(
-            <int32_t *>self.blocks.data.as_ints if best else NULL, self.block / self.ratio, prompt, lead.mask,
+            blocks if best else NULL, self.block / self.ratio, prompt, lead.mask,
             self.pool.has_foreign, rand, pick.slots,
         )
         if pick.count < 1:

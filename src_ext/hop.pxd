@@ -1,12 +1,12 @@
 """The two sides of a request's way through the proxy: a client's connection, one to a replica.
 
-`Front` and `Back` are the compiled halves of `downstream.Client` and `upstream.Upstream`. They read for
-a `Course`, which takes a plain request from its head to the last byte of its answer. What a course
-does not take is handed, as the bytes that arrived, to the Python half, which can do everything: a
-request or an answer's read is handled here whole or not at all.
+`Front` and `Back` are the compiled halves of `downstream.Client` and `upstream.Upstream`. They read
+for a `Course`, which takes a plain request from its head to the last byte of its answer. What a
+course does not take is handed, as the bytes that arrived, to the Python half, which can do
+everything: a request or a read of an answer is handled here whole or not at all.
 
-A request is read into a buffer of its own, from a pool, and stays there until it is answered, so that
-neither sending nor a second attempt copies it.
+A request is read into a buffer of its own, from a pool, and stays there until it is answered, so
+that sending does not copy it.
 """
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -33,6 +33,8 @@ cdef class Shared:
     cdef public dict paths              # path -> kind, as in scan.pyx
     cdef public object shadow           # what compares decisions, None: nothing does
     cdef public object guard            # headers -> may it pass; None: all may
+    cdef readonly int64_t plain_requests    # begun by a course
+    cdef readonly int64_t handed_on         # of these, those that an exchange went on with
     cdef dict leads                     # model name as written -> Lead
     cdef uint8_t *work                  # scratch for scans
     cdef size_t work_room

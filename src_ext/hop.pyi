@@ -28,6 +28,8 @@ class Shared:
     hold_s: float
     paths: dict[str, int]
     shadow: Any
+    plain_requests: int  # begun by a course
+    handed_on: int  # of these, those that an exchange went on with
     guard: Callable[[Mapping[bytes, bytes]], bool] | None
     def sow(self, seed: int) -> None:
         """Begin the random numbers anew."""

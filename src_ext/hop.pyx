@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 
 from warmlane._core.desk cimport Lead
 from warmlane._core.http_head cimport RequestHead, request_of
-from warmlane._core.poll cimport SCRATCH, Conn, Peer
+from warmlane._core.poll cimport SCRATCH, Peer
 from warmlane._core.scan cimport Plain
 
 from warmlane._core.http_head import HeadError

@@ -152,24 +152,22 @@ cdef class Peer:
         return 0
 
     def connection_made(self, transport):
-        """As asyncio's; called from the constructor of the connection."""
+        """As asyncio's, and so are the others; called from the constructor of the connection."""
 
-    def connection_lost(self, error):
-        """As asyncio's: exactly once, None for a clean end."""
+    def connection_lost(self, exc):
+        pass
 
     def data_received(self, data):
-        """As asyncio's."""
         raise NotImplementedError
 
     def eof_received(self):
-        """As asyncio's: true keeps our side open."""
         return None
 
     def pause_writing(self):
-        """As asyncio's."""
+        pass
 
     def resume_writing(self):
-        """As asyncio's."""
+        pass
 
 
 cdef class Conn:
@@ -350,7 +348,6 @@ cdef class Conn:
         self.low = high // 4
 
     def get_write_buffer_size(self):
-        """Bytes that the kernel has not taken yet."""
         return self.out_size
 
     # Ending
@@ -384,7 +381,6 @@ cdef class Conn:
         return self.over or self.ending
 
     def can_write_eof(self):
-        """Always: this is TCP."""
         return True
 
     def write_eof(self):

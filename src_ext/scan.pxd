@@ -31,8 +31,8 @@ cdef struct Plain:
     long long max_tokens    # -1: not set
 
 
-# As `scan_body`, without a Python object. 0: it does not have it all, ask `scan_body`: not plain, no
-# text prompt, a prompt above PROMPT_CAP, a salt, transfer parameters, a model name with escapes.
+# As `scan_body`, without a Python object. 0: it does not have it all, ask `scan_body`: not plain,
+# no text prompt, one above PROMPT_CAP, a salt, transfer parameters, a model name with escapes.
 # work: at least 3 * size + 256 bytes.
 cdef int scan_plain(
     const uint8_t *body, size_t size, int kind, uint8_t *work, Plain *plain

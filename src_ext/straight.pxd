@@ -5,9 +5,9 @@
              between events: held until the first token, then passed on as the bytes that arrived
 
 Anything else leaves this path for `router.proxy.exchange.Exchange`, made from what is known here
-(`Shared.adopt`): no kept connection, an answer that is none, a broken or oddly cut stream, a time-out,
-a client that left. What has been held is read again there, from its first byte; a stream that the
-client has a part of goes on with the same chunk reader and the same answer reader.
+(`Shared.adopt`): no kept connection, an answer that is none, a broken or oddly cut stream, a
+time-out, a client that left. What has been held is read again there, from its first byte; a stream
+that the client has a part of goes on with the same chunk reader and the same answer reader.
 """
 from libc.stdint cimport uint8_t
 
@@ -32,7 +32,7 @@ cdef class Straight(Course):
     cdef readonly double decision_s
     cdef readonly double total          # the latest end
     # the answer
-    cdef readonly ResponseHead response # None: nothing of it has been read here
+    cdef readonly ResponseHead response     # None: nothing of it has been read here
     cdef readonly ChunkReader chunks
     cdef readonly AnswerScan scan
     cdef readonly bytes held            # all of the answer so far; the client has none of it

@@ -8,11 +8,9 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcmp, memcpy
 
 from warmlane._core.answer_found cimport Answer
-from warmlane._core.chunks cimport (
-    AT_TRAILER, OVER, ChunkReader, Chunks, between, chunk_step,
-)
+from warmlane._core.chunks cimport AT_TRAILER, ChunkReader, Chunks, Walk, chunk_step, walk_read
 from warmlane._core.desk cimport (
-    Lead, Pick, count_ok, free_pick, hits_of, note_decision, slots_of,
+    Lead, count_ok, free_pick, hits_of, note_decision, slots_of,
 )
 from warmlane._core.hashing cimport KeyArray, new_keys
 from warmlane._core.hop cimport Back, Course, Front, Shared
@@ -48,40 +46,6 @@ cdef double monotonic() noexcept:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return now.tv_sec + now.tv_nsec * 1e-9
-
-
-cdef struct Walk:
-    Chunks state
-    bint whole          # began and ended between two chunks, or ended the message
-    bint last           # the message ends with this read
-    bint event_end      # the payload ends behind an event
-
-
-cdef Walk walk_read(Chunks state, const uint8_t *p, const uint8_t *end) noexcept:
-    # What a read of an event stream's body is, before any of it is taken.
-    cdef Walk walk
-    cdef const uint8_t *piece = NULL
-    cdef const uint8_t *tail = NULL
-    cdef size_t size = 0
-    cdef size_t tail_size = 0
-    cdef bint began = between(&state)
-    walk.last = walk.whole = walk.event_end = False
-    while p != NULL and p < end and state.state < AT_TRAILER:
-        p = chunk_step(&state, p, end, &piece, &size)
-        if p != NULL and size:
-            tail, tail_size = piece, size
-    if p == NULL:
-        walk.state = state
-        return walk
-    if state.state == AT_TRAILER and end - p == 2 and memcmp(p, b"\r\n", 2) == 0:
-        state.state = OVER
-        walk.last = True
-    walk.whole = began and (walk.last or between(&state))
-    walk.event_end = (tail_size >= 2 and memcmp(tail + tail_size - 2, b"\n\n", 2) == 0) or (
-        tail_size >= 4 and memcmp(tail + tail_size - 4, b"\r\n\r\n", 4) == 0
-    )
-    walk.state = state
-    return walk
 
 
 cdef void feed_payload(
@@ -180,6 +144,7 @@ cdef class Straight(Course):
         self.front, self.lead, self.head = front, lead, head
         self.kind, self.body, self.size = kind, body, size
         self.total = self.deadline = shared.now + shared.total_s
+        shared.plain_requests += 1
         try:
             self.send(now)
         except Exception:
@@ -382,6 +347,7 @@ cdef class Straight(Course):
         # The exchange that goes on from here.
         cdef Front front = self.front
         cdef Back back = self.back
+        self.shared.handed_on += 1
         try:
             exchange = self.shared.adopt(self)
         except BaseException:  # whatever it was: nothing may stay behind
@@ -416,22 +382,18 @@ cdef class Straight(Course):
             back.data_received(held)
         return exchange
 
-    # As an exchange
+    # As an exchange (see straight.pyi)
 
     def expired(self, double now):
-        """A time-out of this request."""
         self.leave().expired(now)
 
     def cancel(self):
-        """The client is gone, or the proxy stops."""
         self.leave().cancel()
 
     def pause(self):
-        """The client reads slower than the replica writes."""
         if self.back is not None:
             self.back.conn.pause_reading()
 
     def resume(self):
-        """The opposite."""
         if self.back is not None:
             self.back.conn.resume_reading()

@@ -68,7 +68,7 @@ class Client(Front):
             state.metrics.limit_reached("connections")
             self._refuse(RequestError(503, "Too many connections.", kind="overloaded_error"))
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._state.clients.leave(self)
         self._drop_body()
         if self.exchange is not None:
@@ -140,7 +140,7 @@ class Client(Front):
     def answered(self, error: RouterError) -> None:
         """The present request is answered with an error of our own; the connection lives on."""
         kind, to_head = Kind.OTHER, False
-        if self.exchange is not None:
+        if isinstance(self.exchange, Exchange):
             kind, to_head = self.exchange.kind, self.exchange.to_head
         self.write(refusal(error, kind, close=self.closing, to_head=to_head))
         self.done(False)

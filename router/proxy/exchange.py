@@ -86,7 +86,7 @@ class Exchange(Delivery):
         self._decision_s = course.decision_s
         self._side = lead.side
         self._slot = self._decision.choices[0]
-        self._link = course.link
+        self._link = course.link or self._side.link_of(self._slot)
         self._total, self.deadline = course.total, course.deadline
         upstream = self._upstream = course.back
         if upstream is None:

@@ -12,7 +12,7 @@ import random
 import ssl
 from collections.abc import Mapping
 from time import monotonic
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from warmlane._core.desk import Lead
 from warmlane._core.hop import Shared
@@ -30,6 +30,9 @@ from warmlane.router.proxy.tracked import Tracked
 from warmlane.router.requests import KINDS, SCAN_KIND, TransferParams
 from warmlane.router.shadow import Shadow
 from warmlane.router.types import ReplicaState
+
+if TYPE_CHECKING:
+    from warmlane.router.proxy.delivery import Client as Asker
 
 log = logging.getLogger("warmlane.proxy")
 
@@ -190,8 +193,9 @@ class State(Shared):
 
     def adopt(self, course: Straight) -> Exchange:
         """The exchange that goes on with a course, in its client's hands."""
-        client = cast("Client", course.front)
-        exchange = Exchange(self, client, course.head, course.body, b"")
+        client = cast("Asker", course.front)
+        shared = cast("Any", self)  # pyright knows this module by two names
+        exchange = Exchange(shared, client, course.head, course.body, b"")
         exchange.take_over(course)
         course.front.exchange = exchange
         return exchange

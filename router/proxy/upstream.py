@@ -88,7 +88,7 @@ class Upstream(Back):
         self.usable = True
         self._connections.enter(self)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
         self._connections.leave(self)
         if self.course is not None:
@@ -96,7 +96,7 @@ class Upstream(Back):
         listener = self._listener
         if listener is None:
             return
-        if self._framing is Framing.CLOSE and error is None:
+        if self._framing is Framing.CLOSE and exc is None:
             self._finish(b"", b"", True, b"")
             return
         self._fail(Fault.RESET, "the engine closed the connection")

@@ -26,6 +26,10 @@ from warmlane.router.types import ReplicaSpec
 
 from .engine import DONE, Engine, Script, Seen, chat_body
 
+# Set by conftest: under "default" plain requests take the compiled path, under any other policy all
+# go through Python. Both have to behave the same.
+POLICY = "round-robin"
+
 
 @dataclass
 class Reply:
@@ -204,7 +208,7 @@ async def rig(*engines: Engine | Script, **settings: Any) -> AsyncIterator[Rig]:
         if not engine.port:
             await engine.start()
     specs = [normal_spec(ReplicaSpec(url=engine.url), "test") for engine in made]
-    pool = {"policy": "round-robin", **settings.pop("pool", {})}
+    pool = {"policy": POLICY, **settings.pop("pool", {})}
     tree = {
         "listen": {"port": 0, **settings.pop("listen", {})},
         "pools": [{**msgspec.to_builtins(PoolConfig(replicas=specs)), **pool}],
