@@ -24,7 +24,8 @@ from warmlane.router.catalog import Catalog, Target
 from warmlane.router.config import Config, PoolConfig
 from warmlane.router.config_load import checked
 from warmlane.router.explain import Explanation, explain
-from warmlane.router.lane import ClosedLane, Lane, Prepared
+from warmlane.router.lane import Lane, Prepared
+from warmlane.router.lane_closed import ClosedLane
 from warmlane.router.lane_exact import ExactLane
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool, Replica

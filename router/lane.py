@@ -386,34 +386,6 @@ class Lane(Desk):
         )
 
 
-class ClosedLane:
-    """In the place of a lane that is gone: news of its tickets comes too late, which is legal."""
-
-    __slots__ = ()
-    open_tickets = 0
-
-    def sent(self, ticket: int, slot: int, now: float) -> None:
-        """Too late."""
-
-    def moved(self, ticket: int, slot: int, now: float) -> None:
-        """Too late."""
-
-    def rest(self, ticket: int, now: float, ready_only: bool) -> tuple[int, ...]:
-        return ()
-
-    def first_token(self, ticket: int, now: float) -> float:
-        return -1.0
-
-    def progress(self, ticket: int, output_tokens: int) -> None:
-        """Too late."""
-
-    def close(self, ticket: int, outcome: Outcome, now: float) -> bool:
-        return False
-
-    def maintain(self, now: float, older_than: float, budget_us: int) -> bool:
-        return False
-
-
 def _hit_on(decision: Decision, slot: int) -> int:
     """Predicted hit tokens on a slot; 0 for one that was not among the choices."""
     choices, hits = decision.choices, decision.hit_tokens

@@ -12,8 +12,8 @@ from libc.string cimport memchr, memcmp
 from warmlane._core.http_text cimport (
     WL_AUTHORITY, WL_H_API_KEY, WL_H_AUTHORIZATION, WL_H_CONNECTION, WL_H_CONTENT_ENCODING,
     WL_H_CONTENT_LENGTH, WL_H_CONTENT_TYPE, WL_H_EXPECT, WL_H_HOST, WL_H_INTERNAL, WL_H_LAST_HOP,
-    WL_H_OTHER, WL_H_SESSION, WL_H_TRAILER, WL_H_TRANSFER_ENCODING, WL_H_UPGRADE, WL_TOKEN,
-    wl_alike, wl_class, wl_crlf, wl_header_id, wl_http_init, wl_is, wl_length, wl_line,
+    WL_H_OTHER, WL_H_PRIORITY, WL_H_SESSION, WL_H_TRAILER, WL_H_TRANSFER_ENCODING, WL_H_UPGRADE,
+    WL_TOKEN, wl_alike, wl_class, wl_crlf, wl_header_id, wl_http_init, wl_is, wl_length, wl_line,
     wl_read_line, wl_tab_behind, wl_text_end,
 )
 
@@ -53,6 +53,7 @@ cdef frozenset NOTHING = frozenset()
 # What `headers` of a request offers, besides the internal ones.
 READ_HEADERS = frozenset((
     b"authorization", b"content-encoding", b"content-type", b"x-api-key", b"x-session-id",
+    b"x-vllm-priority",
 ))
 
 
@@ -200,6 +201,8 @@ cdef int keep_header(RequestHead head, int id, wl_line *line) except -1:
         name = b"x-api-key"
     elif id == WL_H_SESSION:
         name = b"x-session-id"
+    elif id == WL_H_PRIORITY:
+        name = b"x-vllm-priority"
     else:
         name = cut(line.name, line.name_end).lower()
     head.headers[name] = cut(line.value, line.value_end)

@@ -29,6 +29,7 @@ enum wl_header {
     WL_H_AUTHORIZATION,
     WL_H_API_KEY,
     WL_H_SESSION,
+    WL_H_PRIORITY,
 };
 
 typedef struct {
@@ -87,6 +88,7 @@ static inline int wl_header_id(const uint8_t *p, const uint8_t *end) {
             break;
         case 13: WL_IF("authorization", WL_H_AUTHORIZATION); break;
         case 14: WL_IF("content-length", WL_H_CONTENT_LENGTH); break;
+        case 15: WL_IF("x-vllm-priority", WL_H_PRIORITY); break;
         case 16:
             WL_IF("content-encoding", WL_H_CONTENT_ENCODING);
             WL_IF("proxy-connection", WL_H_HOP);

@@ -7,6 +7,7 @@ cdef extern from "http_text.h" nogil:
         WL_H_OTHER, WL_H_CONNECTION, WL_H_UPGRADE, WL_H_HOP, WL_H_LAST_HOP, WL_H_TRANSFER_ENCODING
         WL_H_TRAILER, WL_H_EXPECT, WL_H_HOST, WL_H_CONTENT_LENGTH, WL_H_INTERNAL, WL_H_CONTENT_TYPE
         WL_H_CONTENT_ENCODING, WL_H_AUTHORIZATION, WL_H_API_KEY, WL_H_SESSION
+        WL_H_PRIORITY
         WL_TOKEN, WL_AUTHORITY
     ctypedef struct wl_line:
         const uint8_t *name

@@ -72,7 +72,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.scorers.*", 3),
     ("warmlane.router.decide", 4),
     ("warmlane.router.lane", 4),
-    ("warmlane.router.lane_exact", 4),
+    ("warmlane.router.lane_*", 4),
     ("warmlane.router.explain", 4),
     ("warmlane.router.admission", 4),
     ("warmlane.router.core", 4),
