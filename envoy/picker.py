@@ -100,6 +100,7 @@ class Picker:
         self.test_headers = options.test_headers
         self.body_mode = MODES[options.body_mode]
         self.draining = False
+        self.ends = router.metrics.counts["warmlane_ext_proc_streams_total"]
         self.buffered = 0  # bytes of bodies held by all streams
         self.open = 0
         self.rand = random.Random().getrandbits

@@ -19,7 +19,7 @@ from warmlane.router.types import Decision, Kind, Outcome
 
 if TYPE_CHECKING:
     from warmlane.envoy.messages import Received
-    from warmlane.envoy.picker import Picker
+    from warmlane.envoy.picker import Picker, Way
     from warmlane.router.shadow import Beside
 
 log = logging.getLogger("warmlane.envoy")
@@ -27,7 +27,10 @@ log = logging.getLogger("warmlane.envoy")
 # Chunks of an answer between two `progress` events: decode work changes slowly.
 _PROGRESS_EVERY: Final = 16
 # How a stream without an open ticket ended, by the phase of its request half (`session`).
-_ENDS: Final = ("reset", "reset", "done", "refused")
+_RESET: Final = ("reset",)
+_DONE: Final = ("done",)
+_FAILED: Final = ("error",)
+_ENDS: Final = (_RESET, _RESET, _DONE, ("refused",))
 _SERVED_HEADER: Final = b"x-conformance-test-served-endpoint"
 # A stream of events takes longer; a gateway that sends no response trailers leaves at once.
 _EARLY_S: Final = 0.02
@@ -62,6 +65,7 @@ class Reply:
         "_slot",
         "_stream",
         "_trailers",
+        "_way",
         "status",
     )
 
@@ -85,6 +89,7 @@ class Reply:
         self._stream = False
         self._open = False  # the ticket
         self._slot = -1
+        self._way: Way | None = None
         self._beside: Beside | None = None
         self._answer: Answer | None = None
         self._http_status = 0
@@ -92,7 +97,6 @@ class Reply:
         self._reads = 0
         self._closed = False
         picker.open += 1
-        picker.metrics.ext_proc_streams = picker.open
 
     # The face of a StreamHandler that needs no protocol
 
@@ -115,20 +119,20 @@ class Reply:
         self._closed = True
         picker = self._picker
         picker.open -= 1
-        metrics = picker.metrics
-        metrics.ext_proc_streams = picker.open
-        self._let_go()
+        if self._chunks:
+            self._let_go()
         if self._open:
             if self._left_early():
                 self._predict_end()
             else:
                 self._ended()
-            end = "done" if self._http_status else "reset"
+            end = _DONE if self._http_status else _RESET
         elif self.status is not None and self.status[0] != OK:
-            end = "error"
+            end = _FAILED
         else:
             end = _ENDS[self._phase]
-        metrics.count("warmlane_ext_proc_streams_total", end)
+        ends = picker.ends
+        ends[end] = ends.get(end, 0) + 1
 
     def _end_with(self, code: int, text: str = "") -> None:
         """The stream ends with what is queued and this gRPC status."""
@@ -138,7 +142,6 @@ class Reply:
         """Forget the held body."""
         if self._held:
             self._picker.buffered -= self._held
-            self._picker.metrics.ext_proc_buffered_bytes = self._picker.buffered
             self._held = 0
         self._chunks = []
 
@@ -195,7 +198,8 @@ class Reply:
         if part.status >= 400 or not self._stream:
             picker.router.first_token(self._decision.ticket, now)
         else:
-            picker.predicted.watch(self._decision.ticket, self._slot, now, end=False)
+            decision = self._decision
+            picker.predicted.watch(decision.pool, decision.ticket, self._slot, now, end=False)
 
     def _on_response_body(self, part: Received) -> None:
         answer, body = self._answer, part.body
@@ -239,7 +243,7 @@ class Reply:
         """Nobody will see the end: the ticket's is predicted."""
         self._open = False
         picker, decision = self._picker, self._decision
-        picker.predicted.watch(decision.ticket, self._slot, monotonic(), end=True)
+        picker.predicted.watch(decision.pool, decision.ticket, self._slot, monotonic(), end=True)
         self._count(self._http_status)
 
     def _served(self, address: str) -> None:
@@ -282,7 +286,9 @@ class Reply:
         self._count(status)
 
     def _count(self, status: int) -> None:
-        decision, slot = self._decision, self._slot
-        way = self._picker.ways(decision.pool).fresh()[slot] if slot >= 0 else None
+        decision, way = self._decision, self._way
+        if way is None or way.replica.slot != self._slot:  # it moved, or we did not choose
+            ways = self._picker.ways(decision.pool).fresh()
+            way = ways[self._slot] if self._slot >= 0 else None
         name = "" if way is None else way.replica.name
         self._picker.metrics.request_done(decision.pool, name, self._kind, status)

@@ -103,7 +103,9 @@ class Server:
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
         now = monotonic()
-        self.picker.predicted.tick(now)
+        picker, metrics = self.picker, self.running.metrics
+        picker.predicted.tick(now)
+        metrics.ext_proc_streams, metrics.ext_proc_buffered_bytes = picker.open, picker.buffered
         self.resolver.look(now)
         if self.running.standby != self.health.standby:
             self.health.set(standby=self.running.standby)
@@ -141,6 +143,8 @@ class Server:
             self._timer.cancel()
         for transport in (self.transport, self.health_transport):
             if transport is not None:
+                counts = " ".join(f"{key}={value:g}" for key, value in transport.stats().items())
+                log.debug("event=transport_closed transport=%s %s", transport.name, counts)
                 await transport.close()
 
 

@@ -142,7 +142,6 @@ class Session(Reply):
         self._chunks.append(chunk)
         self._held += size
         picker.buffered += size
-        picker.metrics.ext_proc_buffered_bytes = picker.buffered
         if self._held > picker.body_bytes:
             picker.metrics.limit_reached("body_bytes")
             self._refuse(RequestError(413, "the request body is too large", code="body_too_large"))
@@ -172,7 +171,8 @@ class Session(Reply):
             )
             self._stream = request.stream
             self._kind = kind_of(head.path) if bodiless else request.kind
-            request = self._steered(request, head)
+            if head.internal is not None or head.subset is not None or picker.test_headers:
+                request = self._steered(request, head)
             rand = picker.rand(48)
             prepared = picker.router.prepare(request, rand)
             now = monotonic()
@@ -194,12 +194,16 @@ class Session(Reply):
         if watching:
             self._pass(kind, body)
             return
-        picker.router.sent(decision.ticket, self._slot, done)
-        way = picker.way(decision.pool, self._slot)
-        model = decision.model or (request.model if self._forced(head) else "")
-        if model and bodiless:
+        prepared.lane.sent(decision.ticket, self._slot, done)
+        way = self._way = picker.way(decision.pool, self._slot)
+        model = decision.model
+        if not model and head.internal is not None and self._forced(head):
+            model = request.model
+        if not model:
+            pass
+        elif bodiless:
             picker.metrics.fallback(decision.pool, "model_not_rewritten")
-        elif model and out and request.rewrite_model:
+        elif out and request.rewrite_model:
             out = rewrite_model(out, model)
         self._answer_choice(kind, way, body, out, bodiless)
 

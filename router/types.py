@@ -23,7 +23,7 @@ class Kind(StrEnum):
     OTHER = "other"  # routed by load alone
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One client request, as far as routing needs it. Built by `requests.parse`.
 
     prompt: canonical prompt bytes (docs/hashing.md) or None when the prompt is token ids or there

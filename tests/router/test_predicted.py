@@ -25,7 +25,7 @@ def send(router: Router, predicted: Predicted, now: float, *, end: bool = True) 
     decision = router.decide(request, now, 1)
     slot = decision.choices[0]
     router.sent(decision.ticket, slot, now)
-    predicted.watch(decision.ticket, slot, now, end=end)
+    predicted.watch("default", decision.ticket, slot, now, end=end)
     return decision.ticket, slot
 
 
@@ -106,3 +106,14 @@ def test_more_than_we_know_slackens_the_pace_within_bounds() -> None:
     for number in range(200):
         scrape(router, running=50, waiting=0, now=302.0 + number)
     assert predicted.pace("default", 0) == pytest.approx(4.0)
+
+
+def test_predictions_that_are_too_long_refuse_nobody() -> None:
+    data = {"pools": [{"replicas": ["http://10.0.0.1:80"]}], "limits": {"tickets": 10}}
+    router = Router(from_data(data))
+    predicted = Predicted(router, prefill_tokens_per_s=1e-6)
+    for number in range(30):
+        send(router, predicted, 0.2 * number)
+    assert len(predicted) == router.open_tickets == 9
+    counts = router.metrics.counts["warmlane_limits_reached_total"]
+    assert counts == {("predicted_tickets",): 21}
