@@ -193,15 +193,15 @@ async def compete(bench: Bench) -> None:
         replicas = stack.enter_context(backends(2, work))
         lanes = start_lanes(replicas, work, stack)
         cells = Cells(lanes)
-        await cells.play(rounds=3 if quick else 7, seconds=1.0 if quick else 1.5)
+        await cells.play(rounds=3 if quick else 5, seconds=1.0 if quick else 1.3)
         judge(bench, cells)
         if why_missing():
             return
         by_name = {lane.name: lane for lane in lanes}
-        await long_prompts(bench, by_name["native-0"], 3 if quick else 7, 1.0 if quick else 1.5)
+        await long_prompts(bench, by_name["native-0"], 3 if quick else 5, 1.0 if quick else 1.5)
         picker = by_name["native-0"].picker
         os.sched_setaffinity(picker.process.pid, {max(os.sched_getaffinity(0))})
-        await answers_in_time(bench, picker.port, 3 if quick else 7, 2.0 if quick else 5.0)
+        await answers_in_time(bench, picker.port, 3 if quick else 7, 2.0 if quick else 4.0)
         await memory(bench, by_name["native-0"], 50_000 if quick else 1_000_000)
         for name in ("native-0", "native-1", "grpcio-0"):
             bench.tell(f"{name} peak memory", by_name[name].picker.peak_mib(), "MiB")

@@ -107,6 +107,11 @@ class Reply:
             self._out = []
         return out
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the request's body, kept until the choice: what a transport charges the stream for."""
+        return self._held
+
     def half_closed(self) -> None:
         """Nothing more will come: the stream ends, and with it what is open."""
         if self.status is None:

@@ -146,7 +146,7 @@ def one_round(rng: random.Random) -> None:
     Moody.rng = rng
     wire = Wire(Connection, shared, Moody)
     live: list[int] = []
-    hostile = rng.random() < 0.8
+    hostile = rng.random() < 0.6
     wire.deliver(wire.client.data_to_send())
     for _ in range(rng.randrange(1, 25)):
         if wire.pipe.closing:

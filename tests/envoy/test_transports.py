@@ -235,14 +235,14 @@ async def test_drain_under_load_loses_no_stream(name: str, listen: Listen) -> No
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         asking = [asyncio.create_task(ask(channel)) for _ in range(8)]
         await until(lambda: served > 100)
-        assert await server.drain(20) is True
+        whole = await server.drain(20)
         await asyncio.wait_for(asyncio.gather(*asking), 30)
     # UNAVAILABLE: refused, or nobody listens any more; never a stream that was cut.
     codes = {error.code() for error in failed}
-    if name == "grpcio":  # its server cancels what arrives while it stops
+    if name == "grpcio":  # its server accepts streams while it stops, and then cancels them
         codes.discard(grpc.StatusCode.CANCELLED)
     else:
-        assert len(keeper.handlers) == served
+        assert whole and len(keeper.handlers) == served
     assert codes <= {grpc.StatusCode.UNAVAILABLE}
 
 
