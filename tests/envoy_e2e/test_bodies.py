@@ -5,6 +5,7 @@ One Envoy with a listener for each transport and body mode, two pickers, two rep
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -22,6 +23,8 @@ KB, MB = 1 << 10, 1 << 20
 # 62,000 bytes is the largest piece that a picker gives back in full duplex.
 SIZES = (0, 1, 4 * KB, 62_000, 62_001, 400_000)
 LARGEST = 16 * MB
+# More than the thousand resets after which HTTP/2 servers hang up by default.
+MANY, AT_ONCE = 2500, 50
 # Only these modes ask Envoy to hold a body: the listener's buffer must have room for it.
 HELD = ("BUFFERED", "BUFFERED_PARTIAL")
 UPLOAD = "/any/upload"  # a path that is routed by load, whatever is in the body
@@ -97,3 +100,24 @@ async def test_a_buffer_that_is_too_small_says_so(bench: Stage) -> None:
     """Envoy's own answer, with the buffer of 1 MiB that it has without being told."""
     answer = await bench.ask(Ask(noise(2 * MB), UPLOAD), "http1", "small-buffer")
     assert answer.status == 413
+
+
+async def test_thousands_of_streams_on_one_connection(bench: Stage, transport: str) -> None:
+    """Envoy ends each stream to the picker with a reset, and keeps its connection all the same.
+
+    Fifty at a time, each with a body of its own: none gets another one's.
+    """
+    listener = f"{transport}-FULL_DUPLEX_STREAMED"
+    peer = await bench.connect("http2", listener)
+    await peer.ask(Ask(b"first", UPLOAD))
+    counter = f"cluster.{transport}.upstream_cx_total"
+    before = await bench.envoy.stat(counter)
+    for batch in range(MANY // AT_ONCE):
+        bodies = [
+            noise(100 + 37 * number, seed=batch * AT_ONCE + number) for number in range(AT_ONCE)
+        ]
+        answers = await asyncio.gather(*(peer.ask(Ask(body, UPLOAD)) for body in bodies))
+        assert [answer.status for answer in answers] == [200] * AT_ONCE
+        assert [answer.json["sha256"] for answer in answers] == [sha256(body) for body in bodies]
+    assert await bench.envoy.stat(counter) == before
+    peer.close()
