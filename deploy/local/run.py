@@ -32,7 +32,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy" / "envoy" / "original-dst.yaml"
 BUNDLED = ROOT / ".venvs" / "envoy" / "bin" / "envoy"
-READY_S = 30.0
+READY_S = 90.0
 CHATS, TURNS = 4, 3
 
 

@@ -13,7 +13,7 @@ import h2.connection
 import h2.events
 import httptools
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 READ = 2**16
 
 

@@ -14,7 +14,7 @@ from .client import Ask, Http1
 from .config import Tree
 from .install import envoy_binary
 
-READY_S = 30.0
+READY_S = 90.0
 
 
 class Envoy:

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from .client import Ask, Http1
 
-READY_S = 30.0
+READY_S = 90.0
 
 
 def free_port() -> int:
