@@ -4,7 +4,8 @@ It runs in the test's event loop, behind Envoy. `x-answer` names the answer:
 
 - absent: JSON with size and SHA-256 of the body, and a usage like vLLM's;
 - `sse:N:MS`: N events, MS milliseconds apart, with usage and [DONE];
-- `late:MS`: the head of a stream at once, its first event after MS milliseconds;
+- `gate:N`: the head of a stream and N events, three more when the test opens the gate;
+- `held`: the default answer when the test opens the gate;
 - `bytes:N`: N pseudo-random bytes, with their length told, so that the client can hash them;
 - `chunks:N:SIZE`: the same in N chunks of SIZE bytes, length not told;
 - `slow:MS`: the default answer after MS milliseconds;
@@ -54,6 +55,7 @@ class Backend:
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.host = host
         self.seen: list[Seen] = []
+        self.gate = asyncio.Event()
         self.port = 0
         self.connections: set[_Connection] = set()
         self.expected: dict[str, asyncio.Future[Seen]] = {}
@@ -175,8 +177,8 @@ class _Connection(asyncio.Protocol):
         first, second = [*(int(n) for n in numbers), 0, 0][:2]
         if kind == "sse":
             await self.stream(first, second / 1000)
-        elif kind == "late":
-            await self.stream(3, 0.0, first / 1000)
+        elif kind == "gate":
+            await self.stream(first + 3, 0.0, held_at=first)
         elif kind == "bytes":
             self.head(200, {"content-length": str(first), "content-type": "application/json"})
             await self.write(noise(first))
@@ -195,6 +197,8 @@ class _Connection(asyncio.Protocol):
         headers = {"content-type": "application/json", "x-replica": str(self.backend.port)}
         if kind == "slow":
             await asyncio.sleep(number / 1000)
+        if kind == "held":
+            await self.backend.gate.wait()
         if kind == "trailers":
             self.head(200, headers | {"transfer-encoding": "chunked", "trailer": "x-last"})
             await self.chunk(body)
@@ -208,7 +212,7 @@ class _Connection(asyncio.Protocol):
             return
         await self.write(body)
 
-    async def stream(self, count: int, pause_s: float, late_s: float = 0.0) -> None:
+    async def stream(self, count: int, pause_s: float, held_at: int = -1) -> None:
         """Chat events like vLLM's, usage in the last but one line."""
         self.head(
             200,
@@ -218,8 +222,9 @@ class _Connection(asyncio.Protocol):
                 "x-replica": str(self.backend.port),
             },
         )
-        await asyncio.sleep(late_s)
         for number in range(count):
+            if number == held_at:
+                await self.backend.gate.wait()
             await self.chunk(event({"delta": {"content": f"w{number} "}, "index": 0}))
             await asyncio.sleep(pause_s)
         await self.chunk(event(None, usage=USAGE))

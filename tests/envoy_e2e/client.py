@@ -139,6 +139,7 @@ class Http2:
         self.answers: dict[int, Answer] = {}
         self.done: dict[int, asyncio.Event] = {}
         self.window = asyncio.Event()
+        self.arrived = asyncio.Event()
         self.pump: asyncio.Task[None] | None = None
 
     @classmethod
@@ -158,6 +159,7 @@ class Http2:
             while data := await self.reader.read(READ):
                 for event in self.wire.receive_data(data):
                     self.take(event)
+                self.arrived.set()
                 self.flush()
         except ConnectionError:
             pass  # told below: every open answer is cut
@@ -190,8 +192,18 @@ class Http2:
             self.window.set()
 
     async def ask(self, ask: Ask) -> Answer:
-        number = await self.send(ask)
+        return await self.whole(await self.send(ask))
+
+    async def whole(self, number: int) -> Answer:
+        """The answer of a stream, when it is all there."""
         await asyncio.wait_for(self.done[number].wait(), PATIENCE_S)
+        return self.answers[number]
+
+    async def begun(self, number: int, until: bytes) -> Answer:
+        """The answer of a stream as soon as its body holds these bytes."""
+        while until not in self.answers[number].body and not self.done[number].is_set():
+            self.arrived.clear()
+            await asyncio.wait_for(self.arrived.wait(), PATIENCE_S)
         return self.answers[number]
 
     async def send(self, ask: Ask) -> int:

@@ -61,6 +61,14 @@ class Stage:
         finally:
             peer.close()
 
+    def gate(self, *, opened: bool) -> None:
+        """Shut: answers of the kinds `gate` and `held` wait. Opened: they go on."""
+        for backend in self.backends:
+            if opened:
+                backend.gate.set()
+            else:
+                backend.gate.clear()
+
     def expect(self, how: str) -> asyncio.Future[Seen]:
         """The next request that asks for this answer, as its replica sees it."""
         coming: asyncio.Future[Seen] = asyncio.get_running_loop().create_future()

@@ -88,20 +88,20 @@ async def test_a_small_answer_is_never_empty(bench: Stage, transport: str, level
 async def test_events_arrive_as_they_are_said(
     bench: Stage, transport: str, level: int, client: str
 ) -> None:
-    """The client reads the first event while the replica still writes: nothing is held back."""
-    ask = Ask(chat(stream=True), headers={"x-answer": "sse:20:50"})
-    picker = bench.pickers[name_of(transport, level)]
+    """The client reads the first events while the replica waits: nothing is held back."""
+    bench.gate(opened=False)
+    ask = Ask(chat(stream=True), headers={"x-answer": "gate:2"})
     peer = await bench.connect(client, name_of(transport, level))
+    number = await peer.send(ask)
     if isinstance(peer, Http1):
-        await peer.send(ask)
         begun = await peer.read(until=b"w1")
-        assert b"[DONE]" not in begun.body
-        if level:
-            assert await picker.total("warmlane_open_tickets") == 1
-        answer = await peer.read()
     else:
-        answer = await peer.ask(ask)
-    assert answer.body.count(b"data: ") == 22 and answer.body.endswith(b"data: [DONE]\n\n")
+        begun = await peer.begun(number, b"w1")
+    assert b"[DONE]" not in begun.body
+    bench.gate(opened=True)
+    answer = await (peer.read() if isinstance(peer, Http1) else peer.whole(number))
+    assert (answer.status, answer.error) == (200, "")
+    assert answer.body.count(b"data: ") == 7 and answer.body.endswith(b"data: [DONE]\n\n")
     peer.close()
 
 
@@ -111,13 +111,16 @@ async def test_the_end_of_the_message_is_its_completion(
 ) -> None:
     """The ticket is open while the answer runs, and closed by its end, not by any time-out."""
     picker = bench.pickers[name_of(transport, level)]
+    bench.gate(opened=False)
     peer = await bench.connect("http1", name_of(transport, level))
     assert isinstance(peer, Http1)
+    await picker.reaches("warmlane_open_tickets", 0)  # of the tests before
     before = await picker.total("warmlane_requests_total", status="200")
-    await peer.send(Ask(chat(stream=True), headers={"x-answer": "sse:8:100"}))
-    await peer.read(until=b"w6")
+    await peer.send(Ask(chat(stream=True), headers={"x-answer": "gate:5"}))
+    await peer.read(until=b"w4")
     assert await picker.total("warmlane_open_tickets") == 1
     assert await picker.total("warmlane_requests_total", status="200") == before
+    bench.gate(opened=True)
     await peer.read()
     await picker.reaches("warmlane_open_tickets", 0)
     assert await picker.total("warmlane_requests_total", status="200") == before + 1
@@ -136,6 +139,7 @@ async def test_the_end_is_predicted_where_nobody_tells_it(bench: Stage, transpor
 async def test_only_level_2_reads_the_usage(bench: Stage, transport: str) -> None:
     for level in LEVELS:
         picker = bench.pickers[name_of(transport, level)]
+        await picker.reaches("warmlane_open_tickets", 0)  # of the tests before
         before = await picker.total("warmlane_actual_hit_tokens_total")
         for how in ("json", "sse:3:1"):
             ask = Ask(chat(stream=how != "json"), headers={"x-answer": how})
@@ -160,19 +164,26 @@ async def test_a_prefix_stays_where_it_is(bench: Stage, transport: str) -> None:
 async def test_first_tokens_are_seen_or_predicted(bench: Stage, transport: str) -> None:
     """A replica that sends headers and then computes: level 2 waits for the first token, level 1
     takes the predicted moment for it. The difference is the error of level 1."""
+    waiting = "warmlane_replica_inflight_prefill_tokens"
     for level in (1, 2):
         picker = bench.pickers[name_of(transport, level)]
+        await picker.reaches("warmlane_open_tickets", 0)  # of the tests before
+        bench.gate(opened=False)
         peer = await bench.connect("http1", name_of(transport, level))
         assert isinstance(peer, Http1)
-        ask = Ask(chat("y" * 4000, stream=True), headers={"x-answer": "late:1500"})
+        ask = Ask(chat(f"{level}" * 4000, stream=True), headers={"x-answer": "gate:0"})
+        coming = bench.expect("gate:0")
         await peer.send(ask)
-        await picker.reaches("warmlane_open_tickets", 1)
-        waiting = "warmlane_replica_inflight_prefill_tokens"
+        await asyncio.wait_for(coming, 10)
         if level == 1:  # about 1,000 tokens: a seventh of a second at the pace first guessed
             await picker.reaches(waiting, 0)
+            assert await picker.total("warmlane_open_tickets") == 1
+            bench.gate(opened=True)
         else:
             await asyncio.sleep(0.5)
             assert await picker.total(waiting) > 0
+            bench.gate(opened=True)
+            await picker.reaches(waiting, 0)
         answer = await peer.read()
         assert answer.body.endswith(b"data: [DONE]\n\n")
         peer.close()
@@ -190,7 +201,8 @@ async def test_a_client_that_leaves_frees_everything(
         await asyncio.sleep(0.1)
         sending.cancel()
         peer.close()
-        for how in ("slow:20000", "sse:400:50"):
+        bench.gate(opened=False)
+        for how in ("held", "gate:2"):
             peer = await bench.connect(client, listener)
             request = bench.expect(how)
             await peer.send(Ask(chat(stream=True), headers={"x-answer": how}))

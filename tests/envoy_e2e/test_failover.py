@@ -130,9 +130,12 @@ async def test_answers_under_way_when_the_picker_is_killed(
     async with stage(tmp_path, name=name, pickers=options, edit=modes, stays=False) as made:
         peer = await made.connect()
         assert isinstance(peer, Http1)
-        await peer.send(Ask(chat(stream=True), headers={"x-answer": "sse:10:50"}))
+        await peer.send(Ask(chat(stream=True), headers={"x-answer": "gate:2"}))
         await peer.read(until=b"w1")
         await made.picker.kill()
+        if cut:
+            await peer.read()  # at once, not at its next event
+        made.gate(opened=True)
         answer = await peer.read()
         peer.close()
     assert answer.status == 200

@@ -91,12 +91,14 @@ async def test_an_unknown_model(bench: Stage, transport: str) -> None:
 async def test_a_full_fleet_says_come_back(bench: Stage, transport: str, mode: str) -> None:
     listener = f"{transport}-{mode}"
     picker = bench.pickers[transport]
-    slow = Ask(chat(), headers={"x-answer": "slow:700"})
+    bench.gate(opened=False)
+    slow = Ask(chat(), headers={"x-answer": "held"})
     under_way = [asyncio.ensure_future(bench.ask(slow, "http1", listener)) for _ in range(2)]
     await picker.reaches("warmlane_open_tickets", 2)
     answer = await bench.ask(Ask(chat()), "http1", listener)
     refused(answer, 429, "rejected-saturated")
     assert int(answer.headers["retry-after"]) >= 1
+    bench.gate(opened=True)
     assert [each.status for each in await asyncio.gather(*under_way)] == [200, 200]
     await picker.reaches("warmlane_open_tickets", 0)
 
