@@ -22,6 +22,7 @@ from warmlane.router.pickers import PICKERS
 from warmlane.scorers import BUILTIN, DEFAULT_MIX
 
 ENTRY_POINTS = "warmlane.scorers"
+BASELINES = "warmlane.router.sim.baselines"
 
 
 class Policy(NamedTuple):
@@ -36,6 +37,24 @@ POLICIES: Mapping[str, Policy] = {
     "round-robin": Policy((), "round_robin"),
     "least-requests": Policy(("least_requests",), "best"),
     "random": Policy((), "random"),
+    # Of others, to compare with; `sim.baselines` says where each comes from.
+    **{
+        name: Policy((f"{BASELINES}:{part}",), "best")
+        for name, part in {
+            "llmd-weighted": "LlmdWeighted",
+            "llmd-affinity": "LlmdAffinity",
+            "dynamo": "Dynamo",
+            "lmetric": "LMetric",
+            "sglang": "Sglang",
+            "bounded-hash": "BoundedHash",
+            "aibrix": "Aibrix",
+            "least-ttft": "LeastTtft",
+            "preble": "Preble",
+            "dualmap": "DualMap",
+        }.items()
+    },
+    "lmetric-queued": Policy(({"name": f"{BASELINES}:LMetric", "queued": True},), "best"),
+    "power-of-two": Policy((), f"{BASELINES}:PowerOfTwo"),
 }
 
 

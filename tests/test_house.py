@@ -85,6 +85,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.tokenize", 5),
     ("warmlane.router.build", 6),
     ("warmlane.router.sim.lab*", 6),
+    ("warmlane.router.sim.replay", 8),  # a command; shows a progress bar
     ("warmlane.router.sim.replay*", 6),
     ("warmlane.router.serve", 8),  # build, proxy and admin joined; a command
     ("warmlane.router.doctor", 8),

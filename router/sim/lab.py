@@ -33,6 +33,7 @@ from warmlane.router.types import Kind, LoadSnapshot, Outcome, ReplicaSpec, Requ
 
 FRONT_S = 0.0156  # HTTP and tokenizer before the engine (inference-sim's fit of vLLM)
 BLOCK_TOKENS = 16
+HEAD_BLOCKS = 64  # block keys that stand for the prompt's head, for policies that hash it
 MODEL = "model"
 POOL = "lab"
 
@@ -83,12 +84,13 @@ class Done(msgspec.Struct, frozen=True, gc=False):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run brought."""
+    """What a run brought. fallbacks: decisions for which the policy's own advice failed."""
 
     policy: str
     done: list[Done]
     failed: int
     skipped: int
+    fallbacks: int
     busy_s: list[float]
     preemptions: int
     makespan_s: float
@@ -159,7 +161,7 @@ class Lab:
         self._open = 0
         self._begun = 0
         self._done: list[Done] = []
-        self._failed = self._skipped = 0
+        self._failed = self._skipped = self._fallbacks = 0
         probe = Request(kind=Kind.COMPLETIONS, model=MODEL, prompt=b"")
         self._prepared = self.router.prepare(probe)
 
@@ -191,6 +193,7 @@ class Lab:
             done=self._done,
             failed=self._failed,
             skipped=self._skipped,
+            fallbacks=self._fallbacks,
             busy_s=[each["busy_s"] for each in counters],
             preemptions=int(sum(each["preemptions"] for each in counters)),
             makespan_s=fleet.now,
@@ -226,6 +229,7 @@ class Lab:
             max_tokens=turn.output,
             stream=True,
             session=live.session.name,
+            tokens=live.keys[:HEAD_BLOCKS].tobytes(),
         )
         key = PrefixKey(live.keys, "tokens", turn.prompt, BLOCK_TOKENS, 1)  # type: ignore[arg-type]
         prepared = Prepared(request, self._prepared.target, self.lane, key)
@@ -236,6 +240,7 @@ class Lab:
             self._open -= 1
             return
         live.ticket, live.slot = decision.ticket, decision.choices[0]
+        self._fallbacks += bool(decision.fallback)
         live.hit = decision.hit_tokens[0]
         self.router.sent(live.ticket, live.slot, now)
         self._at(now + FRONT_S, partial(self._enter, live))

@@ -1,328 +1,273 @@
-"""Offline replay: a workload through the real decision core and modelled replicas, no network.
+"""`warmlane replay`: a workload under several policies in the lab, told as table, JSON and HTML.
 
-Everything runs on one virtual clock: arrivals, think times, engine steps, scrapes of the replicas'
-load. The router is `core.Router` itself, fed as the proxy feeds it: decide, sent, first token,
-close with the usage of the answer. So two policies meet the same requests, and a run of an hour of
-traffic takes seconds. `warmlane replay` prints a table of policies.
-
-The replicas use the trace's own blocks as KV blocks; the router sees the prompts as text of 4 bytes
-a token, full length. A run is a pure function of its arguments.
+Every policy meets the same samples (seeds and windows of the workload) on fresh replicas. The runs
+are those of `sim.lab`: the real decision core, compiled replicas, a virtual clock. docs/replay.md
+explains the options and how to read the report. Bad input ends with status 2 and one line.
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import count
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 import msgspec
+from rich.console import Console
+from rich.progress import Progress
 
-from warmlane.router.config import Config, PoolConfig
-from warmlane.router.core import Router
-from warmlane.router.errors import NoReplica, RouterError
-from warmlane.router.sim.chance import Chance
-from warmlane.router.sim.engine import Engine, EngineConfig
-from warmlane.router.sim.engine import Sequence as EngineSequence
-from warmlane.router.sim.statistics import Spread, spread
+from warmlane import __version__
+from warmlane.router.config import PoolConfig
+from warmlane.router.errors import RouterError
+from warmlane.router.registry import POLICIES, build_parts
+from warmlane.router.sim.lab import Change, Lab, LabOptions
+from warmlane.router.sim.replay_html import page
+from warmlane.router.sim.replay_report import (
+    Figures,
+    Slo,
+    Summary,
+    figures,
+    summarise,
+    text_table,
+)
+from warmlane.router.sim.replay_workloads import BUILT_IN, window, workload
 from warmlane.router.sim.timing import DEFAULT_PRESET, PRESETS, Timing
-from warmlane.router.sim.traces import Session, TraceError, Workload, load
-from warmlane.router.sim.workload import PROFILES, Texts, cut, generate
-from warmlane.router.types import Kind, LoadSnapshot, Outcome, ReplicaSpec, Request
+from warmlane.router.sim.traces import LOADERS, TraceError, Workload
 
-FRONT_S = 0.0156  # HTTP and tokenizer before the engine (inference-sim's fit of vLLM)
-SCRAPE_S = 1.0
-MODEL = "model"
-
-
-class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Fleet and pacing. blocks 0: what the preset's memory holds. rate: session starts come that
-    many times faster. think_cap_s: longest think time."""
-
-    replicas: int = 4
-    timing: Timing = PRESETS[DEFAULT_PRESET]
-    kv_tokens: int = 0
-    rate: float = 1.0
-    think_cap_s: float = 120.0
-    max_prompt: int = 131_072
-    seed: int = 1
+DEFAULT_POLICIES = "default,least-requests,round-robin"
+# llm-d's tau is peak prefill rate x 14 to 18 s (docs/replay.md).
+AFFINITY_S = 16.0
+PEAK_TOKENS = 8192
+MAX_REPLICAS = 1024
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One policy's run. hit: prompt tokens from cache over prompt tokens, the engines' counters.
+class Sample(msgspec.Struct, frozen=True):
+    """One workload that all policies meet. label: what the progress bar and the report call it."""
 
-    imbalance: the busiest replica's busy time over the mean. predicted_hit: the router's own
-    forecast of `hit` at the time of its decisions.
-    """
-
-    policy: str
-    requests: int
-    failed: int
-    hit: float
-    ttft: Spread
-    e2e: Spread
-    tpot_ms: float
-    imbalance: float
-    preemptions: int
-    makespan_s: float
-    predicted_hit: float
+    label: str
+    seed: int
+    workload: Workload
 
 
-class _Live:
-    """A request on its way."""
-
-    __slots__ = ("arrived", "hit", "index", "session", "slot", "ticket")
-
-    def __init__(self, session: Session, index: int, arrived: float) -> None:
-        self.session = session
-        self.index = index
-        self.arrived = arrived
-        self.ticket = -1
-        self.slot = -1
-        self.hit = 0
+def fleet_of(profiles: str, replicas: int) -> tuple[Timing, ...]:
+    """Timings of the replicas: the profiles (comma-separated) in turn. TraceError."""
+    if not 1 <= replicas <= MAX_REPLICAS:
+        raise TraceError(f"--replicas {replicas}: must be 1 to {MAX_REPLICAS}")
+    names = [name.strip() for name in profiles.split(",")]
+    for name in names:
+        if name not in PRESETS:
+            raise TraceError(f"--profile {name}: unknown; --profile list names them")
+    return tuple(PRESETS[name] for name in islice(cycle(names), replicas))
 
 
-class Replay:
-    """One run of one policy. `run` may be called once."""
-
-    def __init__(self, workload: Workload, policy: str, options: ReplayOptions) -> None:
-        self.workload = workload
-        self.options = options
-        self.policy = policy
-        self._texts = Texts(workload.block_size)
-        self._chance = Chance(options.seed)
-        specs = [ReplicaSpec(url=f"http://replica-{n}:8000") for n in range(options.replicas)]
-        pool = PoolConfig(name="replay", models=[MODEL], replicas=specs, policy=policy)
-        self.router = Router(Config(pools=[pool]))
-        self.pool = self.router.pools["replay"]
-        timing = options.timing
-        kv_tokens = options.kv_tokens or timing.kv_tokens
-        config = EngineConfig(
-            timing=timing,
-            blocks=max(2, kv_tokens // workload.block_size),
-            block_size=workload.block_size,
-            max_num_seqs=timing.max_seqs,
-            max_num_batched_tokens=timing.step_tokens,
-        )
-        self.engines = [Engine(config) for _ in range(options.replicas)]
-        self._stepping = [False] * options.replicas
-        self._events: list[tuple[float, int, Callable[[float], None]]] = []
-        self._order = count()
-        self._open = 0
-        self._ttft: list[float] = []
-        self._e2e: list[float] = []
-        self._decode_s = 0.0
-        self._decoded = 0
-        self._failed = 0
-        self._predicted = 0
-        self._prompt = 0
-        self._end = 0.0
-
-    def run(self) -> Report:
-        """Play to the end."""
-        first = min((session.start_s for session in self.workload.sessions), default=0.0)
-        for session in self.workload.sessions:
-            self._open += 1
-            at = (session.start_s - first) / self.options.rate
-            self._at(at, partial(self._arrive, session, 0))
-        self._at(0.0, self._scrape)
-        while self._events and self._open:
-            now, _, call = heapq.heappop(self._events)
-            self._end = now
-            call(now)
-        return self._report()
-
-    def _at(self, when: float, call: Callable[[float], None]) -> None:
-        heapq.heappush(self._events, (when, next(self._order), call))
-
-    def _arrive(self, session: Session, index: int, now: float) -> None:
-        """A turn is sent; one that no replica can hold is skipped with the rest of its session."""
-        turn = session.turns[index]
-        engine = self.engines[0]
-        limit = min(self.options.max_prompt, engine.context_tokens)
-        if turn.prompt + turn.output > limit:
-            self._open -= 1
-            return
-        request = Request(
-            kind=Kind.COMPLETIONS,
-            model=MODEL,
-            prompt=self._texts.prompt(turn),
-            max_tokens=turn.output,
-            stream=True,
-        )
-        live = _Live(session, index, now)
-        try:
-            decision = self.router.decide(request, now, self._chance.bits())
-        except NoReplica:
-            self._failed += 1
-            self._open -= 1
-            return
-        live.ticket, live.slot = decision.ticket, decision.choices[0]
-        live.hit = decision.hit_tokens[0]
-        self._predicted += live.hit
-        self._prompt += turn.prompt
-        self.router.sent(live.ticket, live.slot, now)
-        self._at(now + FRONT_S, partial(self._enter, live))
-
-    def _enter(self, live: _Live, now: float) -> None:
-        turn = live.session.turns[live.index]
-        size = self.workload.block_size
-        keys = list(turn.blocks())[: turn.prompt // size]
-        sequence = EngineSequence(turn.prompt, turn.output, keys, owner=live)
-        self.engines[live.slot].add(sequence, now)
-        if not self._stepping[live.slot]:
-            self._begin(live.slot, now)
-
-    def _begin(self, slot: int, now: float) -> None:
-        seconds = self.engines[slot].begin_step(now)
-        self._stepping[slot] = seconds is not None
-        if seconds is not None:
-            self._at(now + seconds, partial(self._step, slot))
-
-    def _step(self, slot: int, now: float) -> None:
-        output = self.engines[slot].end_step(now)
-        for sequence in output.advanced:
-            if sequence.produced == 1:
-                live = sequence.owner
-                assert isinstance(live, _Live)
-                self._ttft.append(now - live.arrived)
-                self.router.first_token(live.ticket, now)
-        for sequence in output.finished:
-            self._finish(sequence, now)
-        self._begin(slot, now)
-
-    def _finish(self, sequence: EngineSequence, now: float) -> None:
-        live = sequence.owner
-        assert isinstance(live, _Live)
-        self._e2e.append(now - live.arrived)
-        if sequence.produced > 1:
-            self._decode_s += now - sequence.first_token_at
-            self._decoded += sequence.produced - 1
-        outcome = Outcome(
-            prompt_tokens=sequence.prompt,
-            cached_tokens=sequence.cached,
-            output_tokens=sequence.produced,
-        )
-        self.router.close(live.ticket, outcome, now)
-        index = live.index + 1
-        if index == len(live.session.turns):
-            self._open -= 1
-            return
-        think_s = min(live.session.turns[index].think_s, self.options.think_cap_s)
-        self._at(now + think_s, partial(self._arrive, live.session, index))
-
-    def _scrape(self, now: float) -> None:
-        """Every second: what a scrape of the replicas' metrics would tell, and maintenance."""
-        for slot, engine in enumerate(self.engines):
-            self.pool.update_load(
-                slot,
-                LoadSnapshot(
-                    taken_at=now,
-                    waiting=len(engine.waiting),
-                    running=len(engine.running),
-                    kv_usage=engine.pool.usage,
-                    block_size=engine.config.block_size,
-                    num_blocks=engine.config.blocks,
-                    prefix_queries=engine.counters.prefix_queries,
-                    prefix_hits=engine.counters.prefix_hits,
-                ),
-            )
-        self.router.maintain(now)
-        self._at(now + SCRAPE_S, self._scrape)
-
-    def _report(self) -> Report:
-        counters = [engine.counters for engine in self.engines]
-        busy = [each.busy_s for each in counters]
-        queries = sum(each.prefix_queries for each in counters) or 1
-        return Report(
-            policy=self.policy,
-            requests=len(self._e2e),
-            failed=self._failed,
-            hit=sum(each.prefix_hits for each in counters) / queries,
-            ttft=spread(self._ttft),
-            e2e=spread(self._e2e),
-            tpot_ms=1000 * self._decode_s / max(1, self._decoded),
-            imbalance=max(busy) * len(busy) / (sum(busy) or 1.0),
-            preemptions=sum(each.preemptions for each in counters),
-            makespan_s=self._end,
-            predicted_hit=self._predicted / (self._prompt or 1),
-        )
+def pool_for(policy: str, fleet: Sequence[Timing]) -> PoolConfig:
+    """The config of a policy; what its source derives from the hardware is derived here."""
+    if policy == "llmd-affinity":
+        timing = fleet[0]
+        tau = AFFINITY_S * PEAK_TOKENS / timing.prefill_s(PEAK_TOKENS)
+        (part,) = POLICIES[policy].scorers
+        return PoolConfig(scorers=[{"name": str(part), "tau_tokens": tau}])
+    return PoolConfig(policy=policy)
 
 
-def compare(workload: Workload, policies: Sequence[str], options: ReplayOptions) -> list[Report]:
-    """The same workload under each policy, fresh caches each time."""
-    return [Replay(workload, policy, options).run() for policy in policies]
+def samples_of(
+    name: str, *, kind: str, seeds: Sequence[int], windows: int, sessions: int
+) -> Iterator[Sample]:
+    """Seeds x windows, made when asked for. TraceError when a window is empty."""
+    for seed in seeds:
+        whole = workload(name, kind=kind, seed=seed, sessions=sessions)
+        for number in range(windows):
+            part = window(whole, number / windows, (number + 1) / windows)
+            if not part.sessions:
+                raise TraceError(f"{name}: nothing starts in window {number + 1} of {windows}")
+            label = f"seed {seed}" + (f", window {number + 1}" if windows > 1 else "")
+            yield Sample(label, seed, part)
 
 
-def table(reports: Sequence[Report]) -> str:
-    """Aligned text, one line a policy."""
-    head = (
-        f"{'policy':<18}{'requests':>9}{'hit':>7}{'TTFT mean':>11}{'p50':>8}{'p90':>8}{'p99':>8}"
-        f"{'E2E mean':>10}{'TPOT ms':>9}{'max/mean':>9}{'failed':>8}"
-    )
-    lines = [head]
-    for report in reports:
-        ttft = report.ttft
-        lines.append(
-            f"{report.policy:<18}{report.requests:>9}{report.hit:>7.1%}{ttft.mean:>11.3f}"
-            f"{ttft.p50:>8.3f}{ttft.p90:>8.3f}{ttft.p99:>8.3f}{report.e2e.mean:>10.2f}"
-            f"{report.tpot_ms:>9.1f}{report.imbalance:>9.2f}{report.failed:>8}"
-        )
-    return "\n".join(lines)
+def compare(
+    samples: Sequence[Sample],
+    policies: Sequence[str],
+    options: LabOptions,
+    slo: Slo,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[Summary]:
+    """Each policy over each sample. progress: told (what runs, share of the whole done)."""
+    found: dict[str, list[Figures]] = {policy: [] for policy in policies}
+    total, at = len(samples) * len(policies), 0
+    for sample in samples:
+        for policy in policies:
+            label, begun = f"{policy}, {sample.label}", at / total
+
+            def tell(share: float, label: str = label, begun: float = begun) -> None:
+                if progress is not None:
+                    progress(label, begun + share / total)
+
+            tell(0.0)
+            own = msgspec.structs.replace(options, seed=sample.seed)
+            run = Lab(sample.workload, pool_for(policy, options.fleet), own, tell).run()
+            found[policy].append(figures(run, slo))
+            at += 1
+    return summarise(found)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `warmlane replay`."""
     add = parser.add_argument
-    add("workload", help=f"trace file, or built-in profile: {', '.join(PROFILES)}")
-    add(
-        "--policy",
-        action="append",
-        default=[],
-        help="policy to run, may be repeated (default: default, least-requests, round-robin)",
-    )
+    add("trace", nargs="?", help=f"trace file (plain or gzip), or {', '.join(BUILT_IN)}")
+    add("--format", default="auto", choices=["auto", *LOADERS], help="of the trace file")
+    add("--policy", default=DEFAULT_POLICIES, metavar="A,B,C", help="policies; `list` names them")
     add("--replicas", type=int, default=4)
-    add("--gpu", default=DEFAULT_PRESET, choices=sorted(PRESETS), help="timing preset")
-    add("--kv-tokens", type=int, default=0, help="KV cache of one replica (default: the preset's)")
+    add("--profile", default=DEFAULT_PRESET, help="model and GPU (several: in turn); `list`")
+    add("--kv-tokens", type=int, default=0, help="KV cache of one replica, 0: the profile's")
+    add("--rate-scale", type=float, default=1.0, metavar="X", help="arrivals X times faster")
+    add("--seeds", type=int, default=1, metavar="K", help="samples by seed, from --seed on")
+    add("--seed", type=int, default=1, help="the first seed")
+    add("--windows", type=int, default=1, metavar="W", help="cut the trace into W samples")
     add("--sessions", type=int, default=0, help="first sessions only (built-in: how many, 200)")
-    add("--requests", type=int, default=0, help="stop taking sessions after this many requests")
-    add("--rate", type=float, default=1.0, help="sessions start this many times faster")
     add("--think-cap", type=float, default=120.0, metavar="S", help="longest think time")
-    add("--seed", type=int, default=1)
+    add("--max-prompt", type=int, default=131_072, metavar="TOKENS")
+    add("--view", default="approximate", choices=["exact", "approximate", "none"])
+    add("--slo-ttft", type=float, default=2.0, metavar="S", help="goodput: time to first token")
+    add("--slo-tpot", type=float, default=50.0, metavar="MS", help="and time per further token")
+    add("--speeds", default="", metavar="F,F", help="true speeds in turn, unknown to the router")
+    add("--kv-scale", type=float, default=1.0, help="cache size as the router believes it")
+    add("--fail", action="append", default=[], metavar="SLOT@S", help="a replica restarts empty")
+    add("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    add("--html", type=Path, metavar="FILE", help="write a report with charts")
+    add("--quiet", action="store_true", help="no progress bar")
 
 
-def workload_from(name: str, sessions: int, requests: int, seed: int) -> Workload:
-    """A trace file or a built-in profile, cut to size. TraceError when it cannot be read."""
-    if name in PROFILES:
-        return cut(generate(name, sessions or 200, seed), requests=requests)
-    return cut(load(Path(name), seed=seed), sessions=sessions, requests=requests)
+def options_of(args: argparse.Namespace) -> LabOptions:
+    """Fleet and pacing from the command line. TraceError names the option that is wrong."""
+    fleet = fleet_of(args.profile, args.replicas)
+    above = {"--rate-scale": args.rate_scale, "--kv-scale": args.kv_scale}
+    above |= {"--slo-ttft": args.slo_ttft, "--slo-tpot": args.slo_tpot}
+    for name, value in above.items():
+        if not 0 < value < 1e6:
+            raise TraceError(f"{name} {value:g}: must be above 0 and below 1000000")
+    counts = {"--seeds": args.seeds, "--windows": args.windows, "--max-prompt": args.max_prompt}
+    for name, count in counts.items():
+        if not 1 <= count <= 10_000_000:
+            raise TraceError(f"{name} {count}: must be at least 1")
+    if args.kv_tokens < 0 or args.sessions < 0 or not 0 <= args.think_cap < 1e9:
+        raise TraceError("--kv-tokens, --sessions and --think-cap must not be negative")
+    return LabOptions(
+        fleet=fleet,
+        speeds=_speeds(args.speeds, len(fleet)),
+        kv_tokens=args.kv_tokens,
+        rate=args.rate_scale,
+        think_cap_s=args.think_cap,
+        max_prompt=args.max_prompt,
+        view=args.view,
+        kv_scale=args.kv_scale,
+        changes=tuple(_failure(text, len(fleet)) for text in args.fail),
+    )
+
+
+def _speeds(text: str, replicas: int) -> tuple[float, ...]:
+    if not text:
+        return ()
+    try:
+        factors = [float(word) for word in text.split(",")]
+    except ValueError:
+        raise TraceError(f"--speeds {text}: must be numbers with commas between") from None
+    if not all(0.001 <= factor <= 1000 for factor in factors):
+        raise TraceError(f"--speeds {text}: each must be 0.001 to 1000")
+    return tuple(islice(cycle(factors), replicas))
+
+
+def _failure(text: str, replicas: int) -> Change:
+    slot, _, at_s = text.partition("@")
+    try:
+        change = Change(at_s=float(at_s), slot=int(slot), what="fail")
+    except ValueError:
+        raise TraceError(f"--fail {text}: must be SLOT@SECONDS") from None
+    if not 0 <= change.slot < replicas or not 0 <= change.at_s < 1e9:
+        raise TraceError(f"--fail {text}: slot 0 to {replicas - 1}, seconds from 0 on")
+    return change
+
+
+def _policies(text: str) -> list[str]:
+    """Names that the core can build, each once."""
+    names = list(dict.fromkeys(filter(None, (word.strip() for word in text.split(",")))))
+    if not names:
+        raise TraceError("--policy: names no policy; --policy list names them")
+    for name in names:
+        build_parts(PoolConfig(policy=name), "-")
+    return names
+
+
+def _listing(args: argparse.Namespace) -> bool:
+    if args.policy == "list":
+        print("\n".join(POLICIES))
+    elif args.profile == "list":
+        print(
+            "\n".join(
+                f"{name:<24}{each.kv_tokens:>10,} KV tokens" for name, each in PRESETS.items()
+            )
+        )
+    else:
+        return False
+    return True
+
+
+def _notes(args: argparse.Namespace, samples: Sequence[Sample]) -> list[str]:
+    first = samples[0].workload
+    requests = sum(sample.workload.requests for sample in samples)
+    return [
+        f"{first.name}: {requests:,} requests in {len(samples)} sample(s) ({first.note})",
+        f"{args.replicas} x {args.profile}, {args.rate_scale:g} x the recorded rate, {args.view}"
+        f" view; good: TTFT <= {args.slo_ttft:g} s and TPOT <= {args.slo_tpot:g} ms",
+        "Times in seconds of modelled replicas: read rank and ratio, not a certain fleet's figures."
+        " Ratios are geometric means over the samples with a paired 95 % interval.",
+    ]
+
+
+def _write(args: argparse.Namespace, notes: list[str], summaries: list[Summary]) -> None:
+    if args.json:
+        given = {key: value for key, value in vars(args).items() if key not in ("json", "html")}
+        told = {"warmlane": __version__, "notes": notes, "arguments": given}
+        text = msgspec.json.encode(told | {"policies": summaries})
+        args.json.write_bytes(msgspec.json.format(text) + b"\n")
+    if args.html:
+        args.html.write_text(page(f"warmlane replay: {args.trace}", notes, summaries))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table. Exit status 2 on bad input."""
+    """Print the table, write the reports. Exit status 2 on bad input."""
     try:
-        if args.replicas < 1 or args.rate <= 0 or args.kv_tokens < 0:
-            raise TraceError("--replicas and --rate must be above 0, --kv-tokens not below")
-        workload = workload_from(args.workload, args.sessions, args.requests, args.seed)
-        options = ReplayOptions(
-            replicas=args.replicas,
-            timing=PRESETS[args.gpu],
-            kv_tokens=args.kv_tokens,
-            rate=args.rate,
-            think_cap_s=args.think_cap,
-            seed=args.seed,
-        )
-        policies = args.policy or ["default", "least-requests", "round-robin"]
-        reports = compare(workload, policies, options)
-    except (TraceError, RouterError) as error:
+        if _listing(args):
+            return 0
+        if not args.trace:
+            raise TraceError("which trace? a file, or one of " + ", ".join(BUILT_IN))
+        options, policies = options_of(args), _policies(args.policy)
+        for path in filter(None, (args.json, args.html)):
+            if not path.parent.is_dir() or path.is_dir():
+                raise TraceError(f"{path}: cannot be written")
+        seeds = range(args.seed, args.seed + args.seeds)
+        kept = {"kind": args.format, "windows": args.windows, "sessions": args.sessions}
+        samples = list(samples_of(args.trace, seeds=seeds, **kept))
+        slo = Slo(args.slo_ttft, args.slo_tpot / 1000)
+        console = Console(stderr=True)
+        quiet = args.quiet or not console.is_terminal
+        with Progress(console=console, transient=True, disable=quiet) as bar:
+            task = bar.add_task("", total=1.0)
+            summaries = compare(
+                samples,
+                policies,
+                options,
+                slo,
+                lambda what, share: bar.update(task, description=what, completed=share),
+            )
+        notes = _notes(args, samples)
+        _write(args, notes, summaries)
+    except (TraceError, RouterError, OSError) as error:
         print(f"warmlane replay: {error}", file=sys.stderr)
         return 2
-    print(
-        f"{workload.name}: {workload.requests} requests in {len(workload.sessions)} sessions "
-        f"({workload.note}); {args.replicas} x {args.gpu}; times in seconds of the replicas"
-    )
-    print(table(reports))
+    print("\n".join(notes))
+    print(text_table(summaries))
+    for each in summaries:
+        if each.fallbacks:
+            print(f"{each.policy}: its own advice failed {each.fallbacks} times", file=sys.stderr)
     return 0

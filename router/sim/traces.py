@@ -89,19 +89,31 @@ def find_traces(environ: Mapping[str, str], start: Path) -> Path | None:
     return None
 
 
-def load(path: Path, *, seed: int = 1) -> Workload:
-    """Load a trace by the name of its file. TraceError when the name or the content is unknown."""
-    for prefix, loader in LOADERS.items():
-        if path.name.startswith(prefix):
-            try:
-                return loader(path, seed)
-            except (OSError, EOFError, UnicodeDecodeError) as error:
-                raise TraceError(f"{path}: {error}") from None
-            except (KeyError, TypeError, IndexError, ValueError) as error:
-                if isinstance(error, TraceError):
-                    raise
-                raise TraceError(f"{path}: not the expected format: {error!r}") from error
-    raise TraceError(f"{path}: unknown trace; the name starts with one of {', '.join(LOADERS)}")
+def load(path: Path, *, seed: int = 1, kind: str = "auto") -> Workload:
+    """Load a trace. TraceError when its content is not as expected.
+
+    kind: a key of LOADERS; auto: told from the file's name, and else from its first line.
+    """
+    if kind == "auto":
+        kind = next((prefix for prefix in LOADERS if path.name.startswith(prefix)), "")
+    try:
+        return LOADERS[kind or _sniff(path)](path, seed)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise TraceError(f"{path}: {error}") from None
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        if isinstance(error, TraceError):
+            raise
+        raise TraceError(f"{path}: not the expected format: {error!r}") from error
+
+
+def _sniff(path: Path) -> str:
+    """The format by what its first line names. TraceError when no loader knows it."""
+    with _open(path) as lines:
+        line = lines.readline(1 << 20)
+    for word, kind in _MARKS.items():
+        if word in line:
+            return kind
+    raise TraceError(f"{path}: unknown trace; the formats are {', '.join(LOADERS)}")
 
 
 def compress(ids: Iterable[int]) -> Runs:
@@ -339,4 +351,13 @@ LOADERS: dict[str, Callable[[Path, int], Workload]] = {
     "taubench": _trajectories,
     "azure_llm": _azure,
     "servegen": _servegen,
+}
+
+# What only the first line of one format holds; in this order.
+_MARKS = {
+    '"hash_ids"': "mooncake",
+    '"tool_tokens"': "agentic",
+    '"keep"': "agent_miniswe",
+    "TIMESTAMP,ContextTokens": "azure_llm",
+    "window_start_s": "servegen",
 }
