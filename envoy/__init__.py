@@ -1,1 +1,1 @@
-"""The Envoy ext_proc face. It is not built yet; the standalone proxy and the library are."""
+"""The Envoy face: endpoint picking over external processing; docs/ext_proc.md."""
