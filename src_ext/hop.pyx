@@ -247,6 +247,7 @@ cdef class Front(Peer):
         cdef Shared shared = self.shared
         cdef Course course = self.course
         cdef RequestHead head = self.head
+        cdef int begun
         self.uncount()
         self.debug = False
         if shared.inflight >= shared.most_inflight:
@@ -256,9 +257,15 @@ cdef class Front(Peer):
         ) if self.got > self.need else b""
         self.exchange = course
         shared.inflight += 1
-        if not course.begin(
-            self, head, self.kind, self.buffer + self.start, self.need - self.start
-        ):
+        try:
+            begun = course.begin(
+                self, head, self.kind, self.buffer + self.start, self.need - self.start
+            )
+        except Exception:
+            if self.exchange is not course:
+                raise
+            begun = 0  # the Python half meets the same, and can tell the client
+        if not begun:
             self.exchange = None
             shared.inflight -= 1
             self._tail = b""

@@ -104,12 +104,10 @@ cdef class Straight(Course):
 
     @property
     def raw_hit(self):
-        """Predicted hit tokens of the first choice, before trust."""
         return self.pick.raw_hit
 
     @property
     def prompt_size(self):
-        """Bytes of the canonical prompt."""
         return self.pick.prompt_size
 
     @property
@@ -347,6 +345,8 @@ cdef class Straight(Course):
         # The exchange that goes on from here.
         cdef Front front = self.front
         cdef Back back = self.back
+        if self.lead is None:
+            raise AssertionError("no request is under way")
         self.shared.handed_on += 1
         try:
             exchange = self.shared.adopt(self)

@@ -427,6 +427,20 @@ async def test_time_out_while_held_releases_what_is_there() -> None:
         assert taken(running) == (2, 2)
 
 
+async def test_bug_before_the_reservation_is_told_by_the_other_path(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rig(GOOD, pool=PLAIN) as running:
+        await warm(running)
+        begun = taken(running)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(running.router.pools["default"], "freshen", lambda _: 1 / 0)
+            assert (await running.chat()).status == 500
+        assert "a request failed inside the router" in caplog.text
+        assert taken(running)[0] == begun
+        assert (await running.chat()).status == 200
+
+
 @pytest.mark.parametrize("where", ["budget", "ejector"])
 async def test_bug_costs_one_request(
     where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
