@@ -56,6 +56,7 @@ ADVICE: Final = {
     "adapter": "requests with an adapter alone disagree: same name, another path or version?",
     "salt": "salted requests alone disagree: does something on the way drop cache_salt?",
     "events": "blocks left the engine unheard: check its event and replay endpoints (doctor)",
+    "silent_events": "its event socket is open and tells no block: is it another engine's?",
     "not_trusted": "its events are not used, and what was sent does not tell what it has (doctor)",
     "capacity": "its cache size is unknown: set capacity_tokens",
     "eviction": "it keeps less than its size says: other traffic fills it, or blocks are pinned",
@@ -328,7 +329,9 @@ def _cause(kind: str, engine: Engine, facts: Facts) -> str:
     if facts.exact:
         if engine.block and facts.event_block and engine.block != facts.event_block:
             return "block_size"
-        return "tokenizer" if kind == "missed" else "events"
+        if kind == "missed":
+            return "tokenizer" if facts.event_block else "silent_events"
+        return "events"
     if kind == "promised":
         return "eviction" if facts.capacity_known else "capacity"
     return "others" if facts.why is None else "not_trusted"

@@ -18,6 +18,10 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, NotFoundError
 
+from warmlane.router.config_load import normal_spec
+from warmlane.router.doctor import Patient, examine
+from warmlane.router.types import ReplicaSpec
+
 from .vllm.chats import CHATS, TURNS, Script, Tally, send_all
 from .vllm.engines import Engine, WheelsUnavailableError, install, make_model, wait_dead
 from .vllm.router import Router, serving
@@ -163,6 +167,22 @@ def test_adapters_are_routed(engines: list[Engine]) -> None:
         assert asyncio.run(ask(router, "lora-0", "question 0 of six"))
         with pytest.raises(NotFoundError):
             asyncio.run(ask(router, "lora-9", "nobody has this one"))
+
+
+def test_the_doctor_finds_them_well(engines: list[Engine]) -> None:
+    """Its own requests, answers and metrics; these engines publish no events, and it says so."""
+    patients = [
+        Patient(spec=normal_spec(ReplicaSpec(url=engine.url)), timeout_s=30.0) for engine in engines
+    ]
+    lines = asyncio.run(examine(patients))
+    found = {(line.replica, line.check): line for line in lines}
+    assert [line for line in lines if line.verdict == "fail"] == []
+    for each in patients:
+        name = each.spec.name
+        assert found[name, "cached-tokens"].found.startswith("128 of 131")
+        assert found[name, "lora"].verdict == "ok"
+        assert found[name, "prefix-caching"].verdict == "ok"
+        assert "enable_kv_cache_events" in found[name, "kv-events"].advice
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,7 @@ SILENT = Engine()
             "block_size",
         ),
         ({EXACT: sums(20, 9000, 0)}, SILENT, TRUSTED, "promised", "events"),
+        ({EXACT: sums(20, 0, 9000)}, SILENT, Facts(exact=True), "missed", "silent_events"),
         (
             {EXACT | CHAT: sums(20, 0, 9000), EXACT: sums(20, 5000, 5000)},
             SILENT,
