@@ -168,7 +168,7 @@ def _events(visit: Visit, ears: Ears, ids: list[int], told: int | None) -> None:
     stats = ears.stats()
     if not stats["stored"]:
         trouble = _trouble(ears)
-        off = "off in the engine" in trouble or "404" in trouble
+        off = any(sign in trouble for sign in ("off in the engine", "404", "not understood"))
         advice = f"start the engine with {EVENTS_FLAG}" if off else "check its endpoint and port"
         visit.say("kv-events", "warn", trouble or "no event in 3 s", advice)
         return

@@ -178,6 +178,8 @@ def found_in(body: bytes, rank: int | None, url: str) -> Found:
     """
     try:
         sources: Any = msgspec.json.decode(body)
+        if sources == {}:  # vLLM 0.32 without --kv-events-config
+            raise Trouble("events are off in the engine (--kv-events-config)")
         config: Any = sources[str(rank or 0)]
         events, replay = str(config["endpoint"]), str(config.get("replay_endpoint") or "")
         enabled = bool(config["enable_kv_cache_events"]) and config.get("publisher") == "zmq"

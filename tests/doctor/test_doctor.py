@@ -171,6 +171,14 @@ async def test_each_trouble_is_found(path: str, edit: Any, check: str) -> None:
     assert lines[check].advice or check in ("models", "counters")
 
 
+@pytest.mark.parametrize("sources", [{}, {"0": {"enable_kv_cache_events": False}}])
+async def test_events_that_are_off_are_told_apart_from_lost_ones(sources: dict[str, Any]) -> None:
+    async with fake() as (engine, _), Liar(engine.url) as liar:
+        liar.edits["/kv_event_sources"] = answered(200, sources)
+        line = (await seen(patient(liar.url, kv_events="auto")))["kv-events"]
+    assert line.verdict == "warn" and "enable_kv_cache_events" in line.advice
+
+
 async def test_an_index_that_would_promise_too_much_is_a_failure() -> None:
     """The engine says 0 for what its events say is there: the silent mismatch, in one line."""
     events = {"kv_events": EVENTS, "replay_endpoint": EVENTS}
