@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 import zmq
 
+from warmlane._core.kv_events import keep_freed_memory
 from warmlane.router.config_events import Endpoints, endpoints, is_open
 from warmlane.router.exact import ExactView
 from warmlane.router.feeds.client import EngineError, fetch
@@ -144,6 +145,7 @@ class Hub:
     def open(self, found: Found, exact: ExactView, slot: int) -> Source:
         """Raises EngineError: its endpoint cannot be used."""
         if self._context is None or self._pump is None:
+            keep_freed_memory()
             self._context = zmq.Context()
             self._pump = Pump(asyncio.get_running_loop())
         if any(each.where.events == found.where.events for each in self.sources):

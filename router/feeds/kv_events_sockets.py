@@ -26,7 +26,11 @@ log = logging.getLogger("warmlane.events")
 
 SLICE_S: Final = 0.0005  # of the loop at a time, for all sources together
 TURN: Final = 32  # messages of one source before the next one has its turn
-HIGH_WATER: Final = 100_000  # messages; as the publisher's own default
+# Messages that wait here; beyond that they wait at the publisher, whose own mark is 100,000.
+HIGH_WATER: Final = 1_000
+# A replay has to find room as a whole: what finds none is dropped without a word by the engine.
+REPLAY_HIGH_WATER: Final = 100_000
+REPLAYS: Final = 8  # at once: the last 10,000 batches of a large engine are 100 MB
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 END: Final = b"\xff" * 8
 _MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
@@ -41,6 +45,7 @@ class Pump:
         self._loop = loop
         self._ready: deque[Source] = deque()
         self._scheduled = False
+        self.replays = 0  # under way
 
     def wake(self, source: Source) -> None:
         """It may have messages."""
@@ -171,10 +176,13 @@ class Source:
             if stream.live and self._dealer is not None:
                 self._end_replay()
             return False
-        stream.ask = None
         self._end_replay()  # a socket of its own: late answers of another attempt go with theirs
+        if self._pump.replays >= REPLAYS:
+            return False  # the next tick tries again
+        stream.asked(self._clock())
+        self._pump.replays += 1
         self._dealer = dealer = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.RCVHWM, HIGH_WATER)
+        dealer.setsockopt(zmq.RCVHWM, REPLAY_HIGH_WATER)
         dealer.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         dealer.setsockopt(zmq.LINGER, 0)
         dealer.setsockopt(zmq.IPV6, 1)
@@ -188,6 +196,7 @@ class Source:
             self._loop.remove_reader(self._dealer.fileno())
             self._dealer.close()
             self._dealer = None
+            self._pump.replays -= 1
 
     def _hear_replay(self, now: float) -> bool:
         if self._dealer is None:

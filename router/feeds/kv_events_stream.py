@@ -38,7 +38,7 @@ RESYNC_S: Final = 60.0
 
 
 class Stream:
-    """Heals one source of one slot. The owner sends `ask` when it is set, and calls `tick`.
+    """Heals one source of one slot. The owner sends `ask` (then `asked`), and calls `tick`.
 
     replay: there is a replay socket. counts: what happened, by name, for metrics.
     """
@@ -145,13 +145,17 @@ class Stream:
             self._lose("reconnected: there is no replay socket")
         self._settle()
 
+    def asked(self, now: float) -> None:
+        """The replay that `ask` wanted is asked for: from here on its time counts."""
+        self.ask, self._moved = None, now
+
     def tick(self, now: float) -> None:
         """Time limits, and whether the view is still to be believed. Every second or so."""
         if self.live:
             self._judge(now)
             return
         limit = QUIET_S if self._answered else SILENT_S
-        if now - self._moved < limit:
+        if self.ask is not None or now - self._moved < limit:
             return
         if self._answered:
             self.counts["replay_no_end"] += 1

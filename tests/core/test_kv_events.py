@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import random
 from array import array
 from typing import Any
@@ -15,7 +16,15 @@ from tests.core import twin_kv_events
 from tests.core.event_streams import FORMS, HASHES, SIZE, Engine
 from tests.core.radix_help import settle
 from warmlane._core.hashing import root_key, token_keys
-from warmlane._core.kv_events import BROKEN, CLEARED, DONE, MORE, Intake, _fail_alloc_after
+from warmlane._core.kv_events import (
+    BROKEN,
+    CLEARED,
+    DONE,
+    MORE,
+    Intake,
+    _fail_alloc_after,
+    keep_freed_memory,
+)
 from warmlane._core.radix import RadixTree
 
 pack = msgspec.msgpack.encode
@@ -409,3 +418,7 @@ def test_arguments_are_checked() -> None:
         made.apply(99, b"")
     with pytest.raises(TypeError):
         made.apply(0, "text")  # type: ignore[arg-type]
+
+
+def test_memory_is_kept_where_the_c_library_is_glibc() -> None:
+    assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")

@@ -99,8 +99,9 @@ class Listener:
 
     def answer(self, *, leave_out: Collection[int] = (), marker: bool = True) -> int:
         """Answer the replay that is asked for; where it began."""
-        start, self.stream.ask = self.stream.ask, None
+        start = self.stream.ask
         assert start is not None, "no replay is asked for"
+        self.stream.asked(self.now)
         for seq, payload in self.engine.replay(start):
             if seq not in leave_out and self.stream.ask is None:
                 self.stream.replayed(seq, payload, self.now)
@@ -330,9 +331,12 @@ def test_a_replay_socket_that_never_answers() -> None:
     listener.engine.store(60)
     listener.hear(listener.engine.store(61))
     for _ in range(ATTEMPTS):
-        listener.stream.ask = None
+        listener.stream.asked(listener.now)
         listener.wait(SILENT_S + 0.1)
     assert listener.stream.ask is not None
+    listener.wait(1000)  # until it is sent its time does not count
+    assert listener.stream.ask is not None
+    listener.stream.asked(listener.now)
     listener.wait(SILENT_S + 0.1)
     assert listener.why == "its replay socket does not answer in full"
     assert listener.knows() == set()
