@@ -12,12 +12,13 @@ then the very same apply, given the decoded lists.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
@@ -198,11 +199,8 @@ def memory(bench: Bench, replicas: int) -> None:
 STEPS_A_S = 10  # engine steps a second that prefill: 2,000 tokens each at 20,000 tokens a second
 
 
-def publish(ports: list[int], seconds: int) -> None:
-    """A process of its own: what 20,000 tokens a second of prefill publish, as fast as possible.
-
-    Per step one event a request of 500 tokens, and a removal for each block: the cache is full.
-    """
+def prefill_payloads() -> list[bytes]:
+    """Steps of 2,000 tokens: one event a request of about 500, a removal for each block stored."""
     rnd = random.Random(3)
     payloads, old = [], [rnd.getrandbits(64) for _ in range(125)]
     for _ in range(50):
@@ -210,6 +208,12 @@ def publish(ports: list[int], seconds: int) -> None:
         new = [stored_event(rnd, blocks, None) for blocks in (31, 31, 31, 32)]
         old = [int(h) for event in new for h in event.block_hashes]  # type: ignore[call-overload]
         payloads.append(encode(Batch(0.0, [*events, *new], 0)))
+    return payloads
+
+
+def publish(messages: int, ports: list[int]) -> None:
+    """A process of its own: `messages` to each port, as fast as possible, when it is told to."""
+    payloads = prefill_payloads() if len(ports) > 1 else frames(8, 10_240)
     context = zmq.Context()
     sockets = []
     for port in ports:
@@ -220,11 +224,31 @@ def publish(ports: list[int], seconds: int) -> None:
     sys.stdout.write("up\n")
     sys.stdout.flush()
     sys.stdin.readline()
-    for seq in range(STEPS_A_S * seconds):
+    for seq in range(messages):
         for socket in sockets:
-            socket.send_multipart([b"", seq.to_bytes(8, "big"), payloads[seq % 50]])
+            socket.send_multipart([b"", seq.to_bytes(8, "big"), payloads[seq % len(payloads)]])
     sys.stdin.readline()
     context.destroy(linger=0)
+
+
+@contextlib.contextmanager
+def publisher(messages: int, sources: int) -> Iterator[tuple[list[int], Callable[[], None]]]:
+    """Its ports, and what makes it begin."""
+    ports = free_ports(sources)
+    command = [sys.executable, "-m", "benchmarks.bench_events", "--publish", str(messages)]
+    with subprocess.Popen(
+        [*command, *map(str, ports)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        assert child.stdout.readline() == "up\n"
+        told = child.stdin
+
+        def go() -> None:
+            told.write("go\n")
+            told.flush()
+
+        yield ports, go
+        told.write("done\n")
 
 
 def free_ports(count: int) -> list[int]:
@@ -235,10 +259,21 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def opened(ports: list[int], context: zmq.Context[zmq.Socket[bytes]]) -> list[Source]:
+class TimedPump(Pump):
+    """Keeps the longest turn that it took on the loop, in seconds of CPU."""
+
+    longest = 0.0
+
+    def _run(self) -> None:
+        began = time.thread_time()
+        super()._run()
+        self.longest = max(self.longest, time.thread_time() - began)
+
+
+def opened(ports: list[int], context: zmq.Context[zmq.Socket[bytes]], pump: Pump) -> list[Source]:
     """One source for each port, as the running router has them."""
     pool = Pool(PoolConfig(kv_events="auto"))
-    exact, pump = ExactView(pool, len(ports)), Pump(asyncio.get_running_loop())
+    exact = ExactView(pool, len(ports))
     made = []
     for port in ports:
         slot = pool.add(ReplicaSpec(url=f"http://r{port}:1"), 0.0)
@@ -259,57 +294,70 @@ def opened(ports: list[int], context: zmq.Context[zmq.Socket[bytes]]) -> list[So
 
 
 async def hear(ports: list[int], wanted: int, go: Callable[[], None]) -> tuple[float, float]:
-    """CPU seconds of the process for `wanted` batches, the longest between two passes."""
+    """CPU seconds of the process for `wanted` batches, and of the longest turn on the loop."""
     keep_freed_memory()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    sources = opened(ports, context)
+    pump = TimedPump(asyncio.get_running_loop())
+    sources = opened(ports, context, pump)
     await asyncio.sleep(1.5)  # connections and subscriptions
-    began, longest, end = time.process_time(), 0.0, time.monotonic() + 120
+    pump.longest, end = 0.0, time.monotonic() + 120
+    began = time.process_time()
     go()
     while sum(each.stream.counts["batches"] for each in sources) < wanted:
         assert time.monotonic() < end, [each.stream.counts for each in sources[:3]]
-        last = time.thread_time()
-        for _ in range(50):
-            await asyncio.sleep(0)
-            now = time.thread_time()
-            longest, last = max(longest, now - last), now
+        await asyncio.sleep(0.02)
     spent = time.process_time() - began
     assert all(each.stream.counts["gap"] == 0 for each in sources)
     for each in sources:
         each.close()
     context.destroy(linger=0)
-    return spent, longest
+    return spent, pump.longest
 
 
-def fleet(count: int, seconds: int) -> tuple[float, float]:
-    """Share of a core that `count` sources take, and the longest slice in seconds."""
-    ports = free_ports(count)
-    command = [sys.executable, "-m", "benchmarks.bench_events", "--publish", str(seconds)]
-    with subprocess.Popen(
-        [*command, *map(str, ports)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdin is not None and child.stdout is not None
-        assert child.stdout.readline() == "up\n"
-        told = child.stdin
-
-        def go() -> None:
-            told.write("go\n")
-            told.flush()
-
-        spent, longest = asyncio.run(hear(ports, count * STEPS_A_S * seconds, go))
-        told.write("done\n")
-    return spent / seconds, longest
+def hear_typed(ports: list[int], wanted: int, go: Callable[[], None]) -> float:
+    """The contender: pyzmq as it comes, a typed decoder, the same apply."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.SUB)
+    socket.subscribe(b"")
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.connect(f"tcp://127.0.0.1:{ports[0]}")
+    time.sleep(1.0)
+    made = intake()
+    began = time.process_time()
+    go()
+    for _ in range(wanted):
+        apply_typed(made, [socket.recv_multipart()[2]])
+    spent = time.process_time() - began
+    context.destroy(linger=0)
+    return spent
 
 
-def over_sockets(bench: Bench, rounds: int, sources: int, seconds: int) -> None:
-    shares, slices = [], []
+def over_sockets(bench: Bench, rounds: int) -> None:
+    """Both ways with their sockets: 8 blocks an event, 4 events a message, one publisher."""
+    messages, ours, ratios = 10_000, [], []
+    blocks = messages * EVENTS * 8
     for _ in range(rounds):
-        share, longest = fleet(sources, seconds)
-        shares.append(share * 100)
-        slices.append(longest * 1000)
+        with publisher(messages, 1) as (ports, go):
+            mine = asyncio.run(hear(ports, messages, go))[0]
+        with publisher(messages, 1) as (ports, go):
+            theirs = hear_typed(ports, messages, go)
+        ours.append(mine / blocks * 1e9)
+        ratios.append(theirs / mine)
+    bench.tell("events_8_with_socket_a_block", median(ours), "ns")
+    bench.bar("events_8_with_socket_ratio", None, "x", 2.5, "more", samples=ratios, scaled=False)
+
+
+def fleet(bench: Bench, rounds: int, sources: int, seconds: int) -> None:
+    """So many engines that prefill 20,000 tokens a second each, all at once and in a flood."""
+    shares, turns, messages = [], [], STEPS_A_S * seconds
+    for _ in range(rounds):
+        with publisher(messages, sources) as (ports, go):
+            spent, longest = asyncio.run(hear(ports, sources * messages, go))
+        shares.append(spent / seconds * 100)
+        turns.append(longest * 1000)
     bench.bar(f"events_{sources}_sources_20000_tokens_s", None, "% core", 10, samples=shares)
-    bench.bar("events_flood_longest_slice", min(slices), "ms", 2)
-    bench.tell("events_flood_longest_slice_worst", max(slices), "ms")
+    bench.bar("events_longest_turn", min(turns), "ms", 2)
+    bench.tell("events_longest_turn_worst", max(turns), "ms")
 
 
 def main() -> int:
@@ -321,12 +369,13 @@ def main() -> int:
     memory(bench, 100)
     if not bench.args.quick:
         memory(bench, 512)
-    over_sockets(bench, 2 if bench.args.quick else 5, 100, 4)
+    over_sockets(bench, 2 if bench.args.quick else 5)
+    fleet(bench, 2 if bench.args.quick else 5, 100, 4)
     return bench.finish()
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--publish"]:
-        publish([int(port) for port in sys.argv[3:]], int(sys.argv[2]))
+        publish(int(sys.argv[2]), [int(port) for port in sys.argv[3:]])
         sys.exit(0)
     sys.exit(main())

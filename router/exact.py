@@ -108,8 +108,7 @@ class ExactView:
         before = self.intake.block_size(slot)
         flags = self.intake.apply(slot, payload, budget)
         if flags & CLEARED:
-            self._void(slot)
-            self.on_cleared(slot, False)
+            self.was_cleared(slot)
         if before != self.intake.block_size(slot):
             self._sizes.clear()
         return flags
@@ -117,6 +116,10 @@ class ExactView:
     def clear(self, slot: int) -> None:
         """The engine lost its blocks and goes on."""
         self.intake.clear(slot)
+        self.was_cleared(slot)
+
+    def was_cleared(self, slot: int) -> None:
+        """Its events said so: what was sent there is gone as well."""
         self._void(slot)
         self.on_cleared(slot, False)
 

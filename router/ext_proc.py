@@ -83,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option("--policy", text="how a replica is chosen (default)", metavar="NAME")
     option("--engine-api-key-file", text="key for probes and scrapes", metavar="FILE")
+    option(
+        "--kv-events",
+        text="events of the engines' KV caches: off, auto (ask the engines) or EVENTS[,REPLAY]",
+        metavar="ENDPOINT",
+    )
     option("--zone", text="zone of this picker; replicas of the same zone are preferred")
     option("--test-headers", text="obey the conformance suite's headers", action="store_true")
     option("--drain-s", text="longest wait for streams under way at SIGTERM (60)", type=float)
@@ -129,6 +134,7 @@ def config_from(args: argparse.Namespace) -> Config:
         admin_port=given.get("metrics_port"),
         policy=given.get("policy"),
         engine_api_key_file=given.get("engine_api_key_file"),
+        kv_events=given.get("kv_events"),
     )
     if not given.get("replica"):
         data = with_inference_pool(

@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Final
 
 import zmq
+from zmq.backend import Socket as CoreSocket
 from zmq.utils.monitor import parse_monitor_message
 
 from warmlane.router.config_events import Endpoints
@@ -34,6 +35,10 @@ REPLAYS: Final = 8  # at once: the last 10,000 batches of a large engine are 100
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 END: Final = b"\xff" * 8
 _MONITORED: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_RCVMORE: Final = int(zmq.RCVMORE)
+_option: Final = CoreSocket.get  # without the enumerations of the class above it
 
 Trouble = EngineError  # where no events can be had from a replica, in one line
 
@@ -164,7 +169,8 @@ class Source:
                 stream.step(now)
             elif not (self._hear_replay(now) or self._hear_batch(now)):
                 return self._ask()
-            self._ask()
+            if stream.ask is not None or self._dealer is not None:
+                self._ask()
             if perf_counter() >= end:
                 break
         return True
@@ -215,14 +221,24 @@ class Source:
         return True
 
     def _hear_batch(self, now: float) -> bool:
+        # Three plain calls with plain integers: recv_multipart asks after each part whether there
+        # is another, and each option that is asked for by its enumeration costs as much as a part.
+        # Messages of fewer parts shift what is read here, and the length of the number tells.
+        receive, number, payload = self._sub.recv, b"", b""
         try:
-            frames = self._sub.recv_multipart(zmq.NOBLOCK)
+            receive(_NOBLOCK)
         except zmq.Again:
             return False
-        if len(frames) != 3 or len(frames[1]) != 8:
-            self.malformed += 1
-        else:
-            self.stream.batch(int.from_bytes(frames[1], "big"), frames[2], now)
+        try:
+            number, payload = receive(_NOBLOCK), receive(_NOBLOCK)
+        except zmq.Again:
+            pass  # a message of one part, and no other behind it
+        if len(number) == 8 and not _option(self._sub, _RCVMORE):
+            self.stream.batch(int.from_bytes(number, "big"), payload, now)
+            return True
+        self.malformed += 1
+        while _option(self._sub, _RCVMORE):
+            receive(_NOBLOCK)
         return True
 
     def _hear_monitor(self, now: float) -> bool:

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Final
 
-from warmlane._core.hashing import digest
 from warmlane._core.kv_events import BROKEN, CLEARED, MORE
 from warmlane.router.exact import ExactView
 
@@ -52,7 +51,9 @@ class Stream:
         self.live = True
         self.complete = False
         self.expected: int | None = None
-        self._last = 0  # digest of the batch before `expected`
+        self._last = b""  # the batch before `expected`
+        self._calm = False  # trusted: the next batch only has to be applied
+        self._intake = exact.intake.apply
         self._verify = False  # the next replayed batch must be that one
         self._held: deque[tuple[int, bytes]] = deque()
         self._held_bytes = 0
@@ -69,12 +70,22 @@ class Stream:
         if replay:
             self.live = False  # `connected` asks: a batch before the subscription would be lost
         else:
-            self.exact.distrust(slot, "joined late: there is no replay socket")
+            self._doubt("joined late: there is no replay socket")
 
     # What is heard
 
     def batch(self, seq: int, payload: bytes, now: float) -> None:
         """A live one. Not while `busy`."""
+        if self._calm and seq == self.expected:
+            self.expected, self._last = seq + 1, payload
+            self.counts["batches"] += 1
+            flags = self._intake(self.slot, payload, SLICE_BLOCKS)
+            if flags:
+                if flags & CLEARED:
+                    self.exact.was_cleared(self.slot)
+                self._happened(payload, flags)
+                self._settle()
+            return
         if not self.live:
             if seq == 0 and self.expected is None:
                 self._fresh()  # an engine that has just started: nothing was missed
@@ -104,7 +115,7 @@ class Stream:
             self.expected = seq
             self.complete = seq == 0
             if seq:
-                self.exact.distrust(self.slot, "its replay does not reach back to its start")
+                self._doubt("its replay does not reach back to its start")
         if seq == self.expected:
             self._failures = 0
             self._apply(seq, payload)
@@ -128,7 +139,7 @@ class Stream:
     def disconnected(self) -> None:
         """The publisher's connection is gone."""
         self._cut = True
-        self.exact.distrust(self.slot, "disconnected")
+        self._doubt("disconnected")
 
     def connected(self, now: float) -> None:
         """It is there (again): what it sent meanwhile, and whether it is the same, is unknown."""
@@ -185,12 +196,15 @@ class Stream:
 
     def _apply(self, seq: int, payload: bytes) -> None:
         self.expected = seq + 1
-        self._last = digest(payload)
+        self._last = payload
         self.counts["batches"] += 1
         self._slice(payload)
 
     def _slice(self, payload: bytes) -> None:
-        flags = self.exact.apply(self.slot, payload, SLICE_BLOCKS)
+        self._happened(payload, self.exact.apply(self.slot, payload, SLICE_BLOCKS))
+
+    def _happened(self, payload: bytes, flags: int) -> None:
+        self._calm = False
         self._pending = payload if flags & MORE else None
         if flags & BROKEN:
             self.counts["broken"] += 1
@@ -204,6 +218,12 @@ class Stream:
         if self.live and self.complete and not self._cut and not self._unfit and not self.busy:
             self._failures = 0
             self.exact.trust(self.slot)
+            # With its block size known nothing but the blocks themselves changes.
+            self._calm = self.exact.intake.block_size(self.slot) > 0
+
+    def _doubt(self, why: str) -> None:
+        self._calm = False
+        self.exact.distrust(self.slot, why)
 
     # What went wrong
 
@@ -220,6 +240,7 @@ class Stream:
             self._apply(seq, payload)
 
     def _restart(self, seq: int, payload: bytes, now: float) -> None:
+        self._calm = False
         self.counts["restart"] += 1
         self.exact.reset(self.slot, restarted=True)
         self.expected, self.complete = None, False
@@ -231,7 +252,7 @@ class Stream:
             self._hold(seq, payload)
             self._catch_up("the engine was restarted", now)
         else:
-            self.exact.distrust(self.slot, "the engine was restarted: there is no replay socket")
+            self._doubt("the engine was restarted: there is no replay socket")
             self._apply(seq, payload)
 
     def _another_life(self, now: float) -> None:
@@ -253,7 +274,7 @@ class Stream:
         """Drop what is known of its blocks and learn again from what comes."""
         self.counts["relearn"] += 1
         self.exact.clear_view(self.slot)
-        self.exact.distrust(self.slot, why)
+        self._doubt(why)
         self._drop_held()
         self._base = self.exact.intake.stats(self.slot)
         self.live, self.complete, self.expected = True, False, None
@@ -262,7 +283,7 @@ class Stream:
     # Replays
 
     def _catch_up(self, why: str, now: float) -> None:
-        self.exact.distrust(self.slot, why)
+        self._doubt(why)
         self._failures, self._began = 0, now
         self._ask(self._overlap(), now)
 
@@ -274,7 +295,7 @@ class Stream:
     def _ask(self, start: int, now: float) -> None:
         if self.live:
             self._began = now
-        self.live, self._answered = False, False
+        self.live = self._answered = self._calm = False
         self.ask, self._moved = start, now
         self.counts["replay"] += 1
 
@@ -294,7 +315,7 @@ class Stream:
             return False
         self._verify = False
         if seq == self.expected - 1:
-            if digest(payload) != self._last:
+            if payload != self._last:
                 self._another_life(now)
             return False
         if seq > self.expected:
@@ -302,7 +323,7 @@ class Stream:
             self.counts["relearn"] += 1
             self.exact.clear_view(self.slot)
             self._base = self.exact.intake.stats(self.slot)
-            self.exact.distrust(self.slot, "its replay does not reach back")
+            self._doubt("its replay does not reach back")
             self.expected, self.complete = seq, False
         return True
 
@@ -326,11 +347,11 @@ class Stream:
         stats, base = self.exact.intake.stats(self.slot), self._base
         if stats["ambiguous"] > base["ambiguous"]:
             self.complete = False
-            self.exact.distrust(self.slot, "one of its hashes stands for several blocks")
+            self._doubt("one of its hashes stands for several blocks")
             return
         self._unfit = stats["other_groups"] > 0 and not stats["stored"]
         if self._unfit:
-            self.exact.distrust(self.slot, "none of its KV cache groups is full attention")
+            self._doubt("none of its KV cache groups is full attention")
             return
         unknown = stats["unknown_removals"] - base["unknown_removals"]
         total = stats["removed"] - base["removed"] + unknown

@@ -28,7 +28,7 @@ from warmlane.router.feeds.kv_events import Hub, KvFeed, found_in, reachable
 from warmlane.router.feeds.kv_events_sockets import END, SLICE_S
 from warmlane.router.lane_exact import ExactLane
 from warmlane.router.sim.tokens import tokenize
-from warmlane.router.types import Kind, ReplicaSpec, Request
+from warmlane.router.types import Kind, Outcome, ReplicaSpec, Request
 
 WILD = "tcp://127.0.0.1:*"
 SIZE = 16
@@ -410,3 +410,35 @@ async def test_a_recorded_engine_through_the_sockets() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="kv_events"):
         Router(Config(pools=[PoolConfig(kv_events="nowhere")]))
+
+
+async def test_a_rolling_restart_mixes_both_views() -> None:
+    """One engine with events, one without, one restarted: each replica by its own view, always."""
+    options = {"kv_events": WILD, "replay_endpoint": WILD}
+    port = free_port()
+    async with fake(**options) as (one, first), fake() as (two, second):
+        specs = [ReplicaSpec(url=one.url, name="one"), ReplicaSpec(url=two.url, name="two")]
+        async with running(*specs) as made:
+            exact = exact_of(made)
+            await until(lambda: exact.trusted == 1)
+            model = next(iter(made.router.pools["default"].by_name("one").models.models))  # type: ignore[union-attr]
+            tokens = tokenize(words(7, 8).encode()).tobytes()
+            request = Request(kind=Kind.COMPLETIONS, model=model, tokens=tokens)
+            for session, slot in ((first, 0), (second, 1)):
+                decision = made.router.decide(request, time.monotonic(), 0)
+                made.router.sent(decision.ticket, slot, time.monotonic())
+                await post(session, "/v1/completions", prompt=words(7, 8), max_tokens=1)
+                made.router.first_token(decision.ticket, time.monotonic())
+                made.router.close(decision.ticket, Outcome(), time.monotonic())
+            await until(lambda: exact.tree.blocks == 8)
+            found = hits(made, words(7, 8), model)
+            assert found["one"] == ("exact", 112) and found["two"][0] == "approximate"
+            assert found["two"][1] > 0
+            # A third one joins while the fleet rolls: it has events, and is empty.
+            async with fake(**options, port=port) as (three, _):
+                spec = ReplicaSpec(url=three.url, name="three")
+                made.feeds.membership["default"].add(spec, time.monotonic())
+                await until(lambda: exact.trusted == 2)
+                assert hits(made, words(7, 8), model)["three"] == ("exact", 0)
+            await until(lambda: exact.trusted == 1)
+            assert hits(made, words(7, 8), model)["three"][0] == "approximate"
