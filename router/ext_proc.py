@@ -83,11 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option("--policy", text="how a replica is chosen (default)", metavar="NAME")
     option("--engine-api-key-file", text="key for probes and scrapes", metavar="FILE")
-    option(
-        "--kv-events",
-        text="events of the engines' KV caches: off, auto (ask the engines) or EVENTS[,REPLAY]",
-        metavar="ENDPOINT",
-    )
+    option("--kv-events", text="KV cache events: off, auto, or EVENTS[,REPLAY]", metavar="WHERE")
     option("--zone", text="zone of this picker; replicas of the same zone are preferred")
     option("--test-headers", text="obey the conformance suite's headers", action="store_true")
     option("--drain-s", text="longest wait for streams under way at SIGTERM (60)", type=float)
