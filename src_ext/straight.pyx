@@ -84,7 +84,6 @@ cdef class Straight(Course):
 
     @property
     def ticket(self):
-        """The ledger's number of the reservation."""
         return self.pick.ticket
 
     @property
@@ -119,7 +118,8 @@ cdef class Straight(Course):
     def keys(self):
         """The keys of its full blocks, as a KeyArray."""
         cdef KeyArray keys = new_keys(self.pick.key_count)
-        memcpy(keys.keys, self.pick.keys, self.pick.key_count * 8)
+        if self.pick.key_count:
+            memcpy(keys.keys, self.pick.keys, self.pick.key_count * 8)
         return keys
 
     # The request
