@@ -29,7 +29,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.bars import Bench
-from benchmarks.peers.contenders import Unavailable, backends
+from benchmarks.peers.contenders import Contender, Unavailable, backends
 from benchmarks.peers.ext_proc_client import Question, connect
 from benchmarks.peers.gateway import Lane, envoy, fixed, warmlane
 from benchmarks.peers.load import Bodies, Load
@@ -170,15 +170,15 @@ def resident_mib(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-async def memory(bench: Bench, lane: Lane, count: int) -> None:
-    """Resident memory of the picker after `count` streams, against that after a tenth of them."""
+async def memory(bench: Bench, picker: Contender, count: int) -> None:
+    """Resident memory of a fresh picker after `count` streams, against that after a tenth."""
     asked = questions(600, QUESTIONS)
-    gateway = await connect(lane.picker.port)
+    gateway = await connect(picker.port)
     started = time.monotonic()
     await gateway.flood(asked, count // 10, 64)
-    before = resident_mib(lane.picker.process.pid)
+    before = resident_mib(picker.process.pid)
     await gateway.flood(asked, count - count // 10, 64)
-    after = resident_mib(lane.picker.process.pid)
+    after = resident_mib(picker.process.pid)
     gateway.close()
     bench.tell("memory_run_streams", count, "streams")
     bench.tell("memory_run_seconds", time.monotonic() - started, "s")
@@ -202,7 +202,9 @@ async def compete(bench: Bench) -> None:
         picker = by_name["native-0"].picker
         os.sched_setaffinity(picker.process.pid, {max(os.sched_getaffinity(0))})
         await answers_in_time(bench, picker.port, 3 if quick else 7, 2.0 if quick else 4.0)
-        await memory(bench, by_name["native-0"], 50_000 if quick else 1_000_000)
+        fresh = warmlane("native", 0, replicas, work)
+        stack.callback(fresh.stop)
+        await memory(bench, fresh, 50_000 if quick else 1_000_000)
         for name in ("native-0", "native-1", "grpcio-0"):
             bench.tell(f"{name} peak memory", by_name[name].picker.peak_mib(), "MiB")
 

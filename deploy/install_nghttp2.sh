@@ -13,7 +13,7 @@ if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     apt-get install -y --no-install-recommends libnghttp2-dev >/dev/null 2>&1 ||
         { apt-get update -qq && apt-get install -y -qq --no-install-recommends libnghttp2-dev; }
 elif [ "$(id -u)" -eq 0 ] && command -v dnf >/dev/null; then
-    dnf install -y -q libnghttp2-devel
+    dnf install -y -q --enablerepo=crb libnghttp2-devel || dnf install -y -q libnghttp2-devel
 elif [ "$(id -u)" -eq 0 ] && command -v apk >/dev/null; then
     apk add --no-cache -q nghttp2-dev
 fi

@@ -100,7 +100,7 @@ class NativeTransport:
         self.port = self._server.sockets[0].getsockname()[1]
         self._timer = self._loop.call_later(_TICK_S, self._tick)
         log.info(
-            "native gRPC transport: port=%d libnghttp2=%s", self.port, _connection.library_version()
+            "event=native_transport port=%d libnghttp2=%s", self.port, _connection.library_version()
         )
 
     def _connection(self) -> Connection:
@@ -165,7 +165,7 @@ class NativeTransport:
 
 def _report(error: BaseException) -> None:
     """A handler failed: its stream ends with INTERNAL, the others go on."""
-    log.error("a gRPC handler failed", exc_info=error)
+    log.error("event=grpc_handler_failed", exc_info=error)
 
 
 async def start_native(
