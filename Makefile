@@ -23,10 +23,10 @@ export PYTHONSAFEPATH := 1
 # cython-lint looks for pycodestyle on PATH, pyright for the python whose packages it reads.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup build native run envoy test test-vllm lint manifests bench clean
+.PHONY: help setup build native run envoy test test-vllm lint manifests bench bench-policies clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: build ## create .venv and install everything the other targets need
 
@@ -65,6 +65,9 @@ manifests: build ## write deploy/kubernetes/ anew from the Helm chart
 
 bench: build ## the bars: core, decision, proxy; exits non-zero when one falls short (ARGS=--quick)
 	PYTHONPATH=. $(PY) -m benchmarks $(ARGS)
+
+bench-policies: build ## policies against each other in the lab; resumable; QUICK=1: a few minutes
+	PYTHONPATH=. $(PY) -m benchmarks.bench_policies $(if $(QUICK),--quick) $(ARGS)
 
 clean: ## remove what was built, and the virtual environments
 	rm -rf build dist .venv .venvs .cache src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
