@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -99,6 +100,7 @@ def work(job: Job) -> int:
         seed=job.sample + 1,
     )
     for policy in job.policies:
+        logging.getLogger("warmlane.watchdog").setLevel(logging.ERROR)  # of modelled replicas
         run = Lab(made, pool_for(policy, options.fleet), options).run()
         found = figures(run, Slo())
         if found.fallbacks:

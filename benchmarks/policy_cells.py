@@ -2,7 +2,7 @@
 
 The list is written down before anything is measured and holds for every policy. Rates are factors
 on what the trace recorded (on the generator's rate), for 8 replicas; they scale with the fleet.
-`knee` is set by hand, near the load where replicas begin to queue, before any comparison was run.
+`knee` is set by hand, near the load where replicas begin to queue.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ explains the options and how to read the report. Bad input ends with status 2 an
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
@@ -251,6 +252,7 @@ def run(args: argparse.Namespace) -> int:
         slo = Slo(args.slo_ttft, args.slo_tpot / 1000)
         console = Console(stderr=True)
         quiet = args.quiet or not console.is_terminal
+        logging.getLogger("warmlane.watchdog").setLevel(logging.ERROR)  # of modelled replicas
         with Progress(console=console, transient=True, disable=quiet) as bar:
             task = bar.add_task("", total=1.0)
             summaries = compare(
