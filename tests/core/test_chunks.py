@@ -93,6 +93,10 @@ def test_long_size_lines(size: int) -> None:
         assert reader.feed(line + b"hello\r\n") == b"hello"
 
 
+def test_a_line_end_behind_blanks_is_refused_at_once() -> None:
+    assert_as_twin(b"0f \r\n", [1, 4])
+
+
 def test_trailers_are_bounded() -> None:
     reader = ChunkReader()
     reader.feed(b"0\r\n")

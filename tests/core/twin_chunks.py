@@ -10,7 +10,7 @@ MAX_TRAILER_BYTES = 8192
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _SIZE_SO_FAR = re.compile(
-    rb"[0-9A-Fa-f]{0,15}(?:(?<=.)[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?)?(?:(?<=.)\r)?\Z"
+    rb"[0-9A-Fa-f]{0,15}(?:(?<=.)(?:\r|[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*\r?)?))?\Z"
 )
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
