@@ -76,7 +76,8 @@ class LlmdAffinity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Candidates are the replicas that hold `share` of the prompt, unless their prefill in flight is
     more than `tau_tokens` above the least; without any, all. Then least prefill in flight + own
-    uncached tokens. tau = peak prefill rate x 14 to 18 s (docs/replay.md says what the lab sets).
+    uncached tokens (its form for prefill-bound fleets). tau = peak prefill rate x 14 to 18 s
+    (docs/replay.md says what the lab sets).
     """
 
     share: float = 0.8

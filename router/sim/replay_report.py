@@ -60,9 +60,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         return self.hit_tokens / (self.prompt_tokens or 1)
 
 
-def figures(run: Run, slo: Slo) -> Figures:
-    """The figures of a run."""
-    done = run.done
+def figures(run: Run, slo: Slo, since_s: float = 0.0) -> Figures:
+    """The figures of a run; of the requests that came from `since_s` on: before it caches warm."""
+    done = [each for each in run.done if each.at >= since_s] if since_s > 0.0 else run.done
     tpot = [(each.e2e - each.ttft) / (each.output - 1) for each in done if each.output > 1]
     good = sum(
         each.ttft <= slo.ttft_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def test_scores_and_bars(bench: Any) -> None:
     assert met == dict.fromkeys(met, False)
     assert all(ok for *_, ok in bench.judge(bench.score({"a": table["a"]}, "default")))
     assert "| default | 1.22 (1.50) |" in bench.markdown([mine], "")
+
+
+def test_the_default_against_one_policy_counts_cells_with_reuse(bench: Any) -> None:
+    reuse, none = (next(c.name for c in bench.cells() if c.reuse is r) for r in (True, False))
+    slow = {name: [of(2.0, 3.0)] for name in bench.POLICIES}
+    table = {reuse: slow | {"default": [of(1.0, 2.0)]}, none: slow}
+    assert bench.against(table, "dynamo") == pytest.approx(0.5)
+
+
+def test_the_page_holds_the_committed_result(bench: Any) -> None:
+    told = json.loads((ROOT / "benchmarks" / "results" / "policies.json").read_text())
+    page = (ROOT / "docs" / "policies.md").read_text()
+    assert bench.BEGIN + bench.markdown(told["scores"], told["note"]) + bench.END in page
 
 
 def test_a_finished_run_is_kept(

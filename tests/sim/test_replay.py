@@ -106,6 +106,14 @@ def test_figures_of_a_run() -> None:
     assert (found.curve[0], found.curve[-1]) == (1.0, 2.5)
 
 
+def test_figures_leave_the_warm_up_out() -> None:
+    done = [Done(at, 1.0 + at, 9.0, 100, 0, 5, 0, 0) for at in (0.0, 5.0, 6.0)]
+    told = {"fallbacks": 0, "preemptions": 0, "makespan_s": 9.0, "failed": 0, "skipped": 0}
+    run = Run(policy="a", done=done, busy_s=[1.0], **told)
+    assert figures(run, Slo(), 5.0).ttft.mean == pytest.approx(6.5)
+    assert figures(run, Slo()).requests == 3
+
+
 def test_paired_intervals() -> None:
     assert paired([2.0, 4.0, 8.0], [1.0, 2.0, 4.0]) == Interval(
         pytest.approx(2.0), pytest.approx(2.0), pytest.approx(2.0)
