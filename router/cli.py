@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "check a config file and print it with defaults",
     ),
     "doctor": ("warmlane.router.doctor", "examine live engines and say what to change"),
+    "audit": ("warmlane.router.audit", "listen to live engines: what does routing recompute?"),
     "epp-conformance": (
         "warmlane.envoy.conformance.command",
         "try any endpoint picker over gRPC, case by case",

@@ -88,6 +88,9 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.sim.replay", 8),  # a command; shows a progress bar
     ("warmlane.router.sim.replay*", 6),
     ("warmlane.router.serve", 8),  # build, proxy and admin joined; a command
+    ("warmlane.router.audit", 8),
+    ("warmlane.router.audit_table", 8),
+    ("warmlane.router.audit_*", 6),
     ("warmlane.router.doctor", 8),
     ("warmlane.router.doctor_*", 6),
     ("warmlane.router.explain_cli", 8),
