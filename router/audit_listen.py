@@ -65,6 +65,7 @@ class AuditView(ExactView):
 
     def __init__(self, pool: Pool, max_replicas: int) -> None:
         super().__init__(pool, max_replicas)
+        self.quick = self.apply
         self.counting: set[int] = set()  # slots whose events are of the audit's own time
         self.loaded: set[int] = set()  # slots that had requests waiting when last looked at
         self.avoidable = [0] * max_replicas
@@ -127,11 +128,19 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
         before = None if old.counters is None else old.counters.computed
         after = None if self.counters is None else self.counters.computed
         told = grown(before, after)
+        if told is not None and before is not None and not self._restarted(old):
+            # Hits are counted at admission and prompts later: the difference may step back.
+            told = (after or 0.0) - before
         return Grown(
             float(self.stored - old.stored) if told is None else told,
             float(self.avoidable - old.avoidable),
             float(self.sure - old.sure),
         )
+
+    def _restarted(self, old: Mark) -> bool:
+        before = None if old.counters is None else old.counters.load.prefix_queries
+        after = None if self.counters is None else self.counters.load.prefix_queries
+        return before is None or after is None or after < before
 
     def prefill_since(self, old: Mark) -> float:
         """Prefill seconds; 0 when they are not told."""

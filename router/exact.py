@@ -70,6 +70,8 @@ class ExactView:
         cap = max(max_bytes, _LEAST_BYTES) if max_bytes else 0
         self.tree = RadixTree(cap, max_replicas)
         self.intake = Intake(self.tree, cap // 2)
+        # What a calm stream applies with; it looks at the flags itself.
+        self.quick: Callable[[int, bytes, int], int] = self.intake.apply
         self.on_cleared: Callable[[int, bool], None] = _ignore  # slot, engine restarted
         self.trusted = 0  # how many replicas are
         self._worth = (cpu_worth, disk_worth)

@@ -10,18 +10,19 @@ import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
 
-from warmlane.router.audit_listen import AuditView, counters
+from warmlane.router.audit_listen import AuditView, Counters, Mark, counters
 from warmlane.router.audit_sums import Slice, gpu_hours, grown, share
 from warmlane.router.cli import main
 from warmlane.router.config import PoolConfig
 from warmlane.router.pool import Pool
-from warmlane.router.types import ReplicaSpec
+from warmlane.router.types import LoadSnapshot, ReplicaSpec
 
 COMMAND = (sys.executable, "-m", "warmlane")
 EVENTS = ("--kv-events", "tcp://127.0.0.1:*")
@@ -126,6 +127,7 @@ async def test_round_robin_recomputes_what_the_counters_say() -> None:
     assert found["recomputed_sure"] == found["recomputed"]  # one request at a time: no queue
     low, high = found["saving"]["low"], found["saving"]["high"]
     assert 0 <= low <= found["recomputed_share"] <= high <= 1
+    assert found["saving"]["expected"] == pytest.approx(found["recomputed_share"])
     assert found["gpu_hours_a_day"]["high"] >= found["gpu_hours_a_day"]["low"] >= 0
     assert {each["view"] for each in found["replicas"]} == {"whole"}
 
@@ -251,6 +253,20 @@ def test_gpu_hours() -> None:
     assert hours is not None  # half of 1000 tokens a second, 1 and 2 ms each, two GPUs, a day
     assert (hours.low, hours.expected, hours.high) == pytest.approx((24.0, 36.0, 48.0))
     assert gpu_hours(half, 1000.0, [], 2) is None
+
+
+def mark(computed: float, queries: float) -> Mark:
+    load = LoadSnapshot(taken_at=0.0, prefix_queries=queries, prefix_hits=0.0)
+    told = Counters(load=load, computed=computed)
+    return Mark(joined=True, batches=0, counters=told, stored=0, avoidable=0, sure=0)
+
+
+def test_a_step_back_is_no_restart() -> None:
+    """The slices have to add up to the whole."""
+    steps = [mark(100, 200), mark(90, 210), mark(150, 260)]
+    grew = [new.since(old).computed for old, new in pairwise(steps)]
+    assert grew == [-10, 60] and sum(grew) == steps[2].since(steps[0]).computed
+    assert mark(30, 40).since(steps[2]).computed == 30
 
 
 def test_counters_that_began_anew() -> None:
