@@ -15,10 +15,11 @@ import logging
 from array import array
 from collections.abc import Sequence
 from heapq import nsmallest
-from typing import Final
+from typing import Any, Final
 
 from warmlane._core import cost
 from warmlane._core.mix import Mix
+from warmlane._core.price import Price
 from warmlane.router.candidates import (
     CONTEXT_SHARE,
     MIN_SCALE_TOKENS,
@@ -31,7 +32,8 @@ from warmlane.router.pickers import Best
 from warmlane.router.pool import Pool
 from warmlane.router.registry import Parts
 from warmlane.router.types import Kind, ReplicaState, Request
-from warmlane.scorers import DEFAULT_MIX
+from warmlane.scorers import DEFAULT_MIX, WEIGHTED_MIX
+from warmlane.scorers.price import PriceScorer
 from warmlane.scorers.spread import Spread
 
 log = logging.getLogger("warmlane.decide")
@@ -42,7 +44,7 @@ RETRY_AFTER_S: Final = 1.0
 LAST_RESORT: Final = "nobody is ready"  # `Decision.fallback` of a choice among the others
 # Who is asked when the choices of a decision are used up, in this order.
 _RESTS: Final = (ReplicaState.READY, ReplicaState.EJECTED, ReplicaState.JOINING)
-# In the order of `Mix`, which is that of DEFAULT_MIX without `lora`.
+# In the order of `Mix`, which is that of WEIGHTED_MIX without `lora`.
 _FUSED: Final = ("prefix_hit", "inflight_tokens", "running_requests", "spread", "kv_usage")
 
 
@@ -88,6 +90,8 @@ class Decider:
         self._weights = array("d", [item.weight for item in parts.scorers])
         self._run = [(i, item.scorer.score) for i, item in enumerate(parts.scorers)]
         self.mix = default_mix(parts) if self._subset_only else None
+        priced = [each.scorer for each in parts.scorers if isinstance(each.scorer, PriceScorer)]
+        self.price = priced[0].price if priced else None
 
     def begin(self, model: str, adapter: str, prompt_tokens: float, now: float) -> CandidateColumns:
         """Candidates for a request, before filters; the caller fills in the hits."""
@@ -312,26 +316,38 @@ class Decider:
 
 
 def default_mix(parts: Parts) -> Mix | None:
-    """The scorers of policy "default" (any weights) as one call; None for every other mix.
+    """The scorers of policy "default" or "weighted" (any weights) as one call; None for others.
 
     `lora` is among them and has no opinion on a request without an adapter.
     """
     names = [item.name for item in parts.scorers]
-    wanted = [part if isinstance(part, str) else part["name"] for part in DEFAULT_MIX]
-    if names != wanted or type(parts.picker) is not Best:
+    if type(parts.picker) is not Best or names not in (_names(DEFAULT_MIX), _names(WEIGHTED_MIX)):
         return None
-    weights = {item.name: item.weight for item in parts.scorers}
-    spread = parts.scorers[names.index("spread")].scorer
-    assert isinstance(spread, Spread), "a built-in name cannot be taken by another part"
+    scorers = {item.name: item for item in parts.scorers}
+    price, spread = scorers.get("price"), scorers.get("spread")
+    priced: Price | None = None
+    if price is not None:
+        assert isinstance(price.scorer, PriceScorer), "a built-in name cannot be taken"
+        priced = price.scorer.price
+        weights, rate, limit = [price.weight, 0.0, 0.0, 0.0, 0.0], 0.0, 0.0
+    else:
+        assert spread is not None and isinstance(spread.scorer, Spread), "as above"
+        weights = [scorers[name].weight for name in _FUSED]
+        rate, limit = spread.scorer.rate, spread.scorer.limit_tokens
     return Mix(
-        [weights[name] for name in _FUSED],
-        spread.rate,
-        spread.limit_tokens,
+        weights,
+        rate,
+        limit,
         least_scale=MIN_SCALE_TOKENS,
         request_tokens=REQUEST_TOKENS,
         context_share=CONTEXT_SHARE,
         limit=CHOICES,
+        price=priced,
     )
+
+
+def _names(mix: Sequence[str | dict[str, Any]]) -> list[str]:
+    return [part if isinstance(part, str) else part["name"] for part in mix]
 
 
 def _kind(error: Exception) -> str:

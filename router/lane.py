@@ -158,6 +158,8 @@ class Lane(Desk):
             else:
                 chosen = self._decide_slowly(prepared, now, rand)
                 fallback = self.decider.fallback
+                if self.decider.price is not None:
+                    self.decider.price.placed(prompt_tokens, chosen[2])
         except NoReplica as nobody:
             chosen = self._last_resort(prepared, now, rand, nobody)
             fallback = LAST_RESORT
@@ -328,6 +330,8 @@ class Lane(Desk):
             actual = cached if told else None
             traits = CHAT if chat else 0
             self.watchdog.answered(slot, traits, predicted, actual, prompt, requests)
+        if self.decider.price is not None:
+            self.decider.price.tick(now, sum(self.pool.ready), self.output_tokens)
         remains = self.view.maintain(budget_us)
         self.pool.reap(self.view.is_free)
         self.pool.fade(now)

@@ -19,7 +19,7 @@ from warmlane.router.errors import ConfigError
 from warmlane.router.filters import FILTERS
 from warmlane.router.interfaces import Filter, Picker, Scorer
 from warmlane.router.pickers import PICKERS
-from warmlane.scorers import BUILTIN, DEFAULT_MIX
+from warmlane.scorers import BUILTIN, DEFAULT_MIX, WEIGHTED_MIX
 
 ENTRY_POINTS = "warmlane.scorers"
 BASELINES = "warmlane.router.sim.baselines"
@@ -34,6 +34,7 @@ class Policy(NamedTuple):
 
 POLICIES: Mapping[str, Policy] = {
     "default": Policy(DEFAULT_MIX, "best"),
+    "weighted": Policy(WEIGHTED_MIX, "best"),
     "round-robin": Policy((), "round_robin"),
     "least-requests": Policy(("least_requests",), "best"),
     "random": Policy((), "random"),

@@ -1,7 +1,8 @@
 """Scorers: how good is each replica for this request, 0 to 1. One file and one line here each.
 
 `BUILTIN` maps the name in a config to `module:Class`; `DEFAULT_MIX` is the mix of policy
-"default" (docs/decisions/0005-default-mix.md says why). Scorers never import each other.
+"default" (docs/policies.md says why), `WEIGHTED_MIX` that of "weighted". Scorers never import each
+other.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 BUILTIN: Final[Mapping[str, str]] = {
+    "price": "warmlane.scorers.price:PriceScorer",
     "prefix_hit": "warmlane.scorers.prefix_hit:PrefixHit",
     "inflight_tokens": "warmlane.scorers.inflight_tokens:InflightTokens",
     "running_requests": "warmlane.scorers.running_requests:RunningRequests",
@@ -23,6 +25,11 @@ BUILTIN: Final[Mapping[str, str]] = {
 }
 
 DEFAULT_MIX: Final[tuple[str | dict[str, Any], ...]] = (
+    {"name": "price", "weight": 1.0},
+    {"name": "lora", "weight": 0.5},
+)
+# Policy "weighted": ratios on a shared scale, for those who want to set weights.
+WEIGHTED_MIX: Final[tuple[str | dict[str, Any], ...]] = (
     {"name": "prefix_hit", "weight": 2.0},
     {"name": "inflight_tokens", "weight": 1.0},
     {"name": "running_requests", "weight": 1.0},

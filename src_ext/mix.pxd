@@ -7,6 +7,8 @@ scratch columns that grow with the pool; nothing else is allocated but the answe
 from cpython cimport array
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 
+from warmlane._core.price cimport Price
+
 
 cdef struct Scales:
     double prefix, prefill, open, spread, usage     # weights
@@ -32,6 +34,8 @@ cdef struct View:
 cdef class Mix:
     cdef Scales set
     cdef int limit
+    cdef readonly Price price                       # None: the weighted mix
+    cdef array.array room                           # 'd', scratch, two columns
     cdef tuple columns
     cdef readonly array.array totals                # 'd', of the last call, -inf where masked
     cdef readonly array.array hits                  # 'd', of the last call, tokens

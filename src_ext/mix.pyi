@@ -2,6 +2,8 @@ from array import array
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from warmlane._core.price import Price
+
 _Floats: TypeAlias = array[float] | memoryview[float]
 _Ints: TypeAlias = array[int] | memoryview[int]
 
@@ -11,6 +13,8 @@ class Mix:
     Totals and order are those of the scorers, `cost.combine` and `cost.top_k` one by one: a test
     compares them. Five weights in that order. spread_rate, spread_limit: the parameters of
     `spread`. least_scale, request_tokens, context_share: those of `CandidateColumns`.
+    price: in place of all scorers; its weight is the first of the five, the others are not used.
+        Each `choose` tells it of the decision (`Price.placed`).
     limit: choices a decision, 1 to 16. About 0.2 us + 8 to 18 ns a slot.
     """
 
@@ -19,6 +23,7 @@ class Mix:
     hits: array[float]
     """Of the last `choose`: tokens held, corrected by trust; 0 where the mask is 0."""
 
+    price: Price | None
     def __init__(
         self,
         weights: Sequence[float],
@@ -29,6 +34,7 @@ class Mix:
         request_tokens: float,
         context_share: float,
         limit: int = 5,
+        price: Price | None = None,
     ) -> None: ...
     def bind(
         self,

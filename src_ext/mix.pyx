@@ -9,6 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from array import array as new_array
 
 from warmlane._core.columns cimport Column, Scope, borrow, give_back, long_enough
+from warmlane._core.price cimport Price, fill_prices
 from warmlane._core.ranking cimport best_slots, share
 
 
@@ -86,6 +87,37 @@ cdef void score(const View* view, const Scales* set, double* hits, double* total
         totals[at] = total + set.usage * left_of(view.usage[at], 1.0)
 
 
+cdef int score_prices(
+    const View* view, Price price, double weight, double* hits, double* totals, double* room,
+) except -1:
+    """By price alone: as the scorer `price` and `cost.combine` together. room: 2 x size."""
+    cdef double hit, greatest, most = view.prompt - 1.0 if view.prompt > 1.0 else 0.0
+    cdef double* waiting = room
+    cdef double* running = room + view.size
+    cdef Py_ssize_t at
+    for at in range(view.size):
+        hits[at] = 0.0
+        if view.kept[at] == 0:
+            continue
+        if view.blocks != NULL:
+            hit = view.blocks[at] * view.block_tokens
+            hits[at] = (hit if hit < most else most) * view.trust[at]
+        waiting[at] = prefill_at(view, at)
+        running[at] = open_at(view, at)
+    greatest = fill_prices(
+        &price.rates, view.prompt, hits, waiting, running, view.placed, view.kept,
+        view.size, totals,
+    )
+    if not isfinite(greatest):
+        raise ValueError("a price is not finite")
+    for at in range(view.size):
+        if view.kept[at]:
+            totals[at] = weight * left_of(totals[at], greatest)
+        else:
+            totals[at] = -INFINITY
+    return 0
+
+
 cdef tuple answer(const View* view, const double* hits, const int32_t* order, Py_ssize_t count):
     """(slots, whole hit tokens a slot, hit of the first, the same before trust)."""
     cdef tuple slots = PyTuple_New(count), tokens = PyTuple_New(count)
@@ -106,7 +138,7 @@ cdef tuple answer(const View* view, const double* hits, const int32_t* order, Py
 cdef class Mix:
     def __init__(
         self, weights, double spread_rate, double spread_limit, *, double least_scale,
-        double request_tokens, double context_share, int limit=5,
+        double request_tokens, double context_share, int limit=5, Price price=None,
     ):
         if len(weights) != 5 or not all(isfinite(each) for each in weights):
             raise ValueError(f"weights are {weights!r}, five finite numbers are needed")
@@ -119,6 +151,8 @@ cdef class Mix:
         self.set.request_tokens = request_tokens
         self.set.context_share = context_share
         self.limit = limit
+        self.price = price
+        self.room = new_array("d")
         self.columns = None
         self.totals = new_array("d")
         self.hits = new_array("d")
@@ -151,9 +185,12 @@ cdef class Mix:
         view.blocks = blocks
         view.block_tokens, view.prompt = block_tokens, prompt_tokens
         self.rank(&view, data, foreign)
-        return best_slots(
+        at = best_slots(
             self.totals.data.as_doubles, view.kept, NULL, view.size, self.limit, seed, order
         )
+        if self.price is not None and at:
+            self.price.note(prompt_tokens, self.hits.data.as_doubles[order[0]])
+        return <int>at
 
     cdef int rank(self, View* view, const char** data, bint foreign) except -1:
         # Scores into `hits` and `totals`, from the columns in `data`.
@@ -166,7 +203,14 @@ cdef class Mix:
         if len(self.totals) != view.size:
             self.totals = new_array("d", bytes(8 * view.size))
             self.hits = new_array("d", bytes(8 * view.size))
-        score(view, &self.set, self.hits.data.as_doubles, self.totals.data.as_doubles)
+            self.room = new_array("d", bytes(16 * view.size))
+        if self.price is None:
+            score(view, &self.set, self.hits.data.as_doubles, self.totals.data.as_doubles)
+        else:
+            score_prices(
+                view, self.price, self.set.prefix, self.hits.data.as_doubles,
+                self.totals.data.as_doubles, self.room.data.as_doubles,
+            )
         return 0
 
     def choose(
@@ -199,6 +243,8 @@ cdef class Mix:
             count = best_slots(
                 self.totals.data.as_doubles, view.kept, NULL, view.size, self.limit, seed, order
             )
+            if self.price is not None and count:
+                self.price.note(prompt_tokens, self.hits.data.as_doubles[order[0]])
             return answer(&view, self.hits.data.as_doubles, order, count)
         finally:
             give_back(&scope)

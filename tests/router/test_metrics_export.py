@@ -40,6 +40,7 @@ def pool() -> Pool:
     pool.pace.tokens_per_s[0] = 1000
     doubted = pool.replicas[0]
     assert doubted is not None
+    doubted.exact = True
     doubted.doubt = Doubt(
         kind="missed", cause="tokenizer", predicted_tokens=0, actual_tokens=9000, advice="look"
     )

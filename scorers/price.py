@@ -1,0 +1,36 @@
+"""The price of each replica for everybody: the policy "default" (docs/policies.md).
+
+One sum in tokens of prefill replaces a mix of ratios: what is in line, what is new, what that
+delays in those who run there and in those who come later, and the copy of a prefix that another
+replica holds. 1.0 stands for free, 0.0 for the dearest eligible replica.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from warmlane._core import cost
+from warmlane._core.price import Price
+from warmlane.router.interfaces import Candidates
+from warmlane.router.types import Request
+
+
+class PriceScorer:
+    """Parameters are those of `_core.price.Price`; the defaults are meant for every fleet."""
+
+    def __init__(self, **constants: float) -> None:
+        self.price = Price(**constants)
+
+    def score(self, request: Request, candidates: Candidates) -> array[float]:
+        out = candidates.out
+        greatest = self.price.prices(
+            candidates.prompt_tokens,
+            candidates.hit_tokens,
+            candidates.prefill_tokens,
+            array("d", candidates.requests),
+            candidates.placed_tokens,
+            candidates.mask,
+            out,
+        )
+        cost.saturate(out, greatest, out)
+        return out

@@ -1,0 +1,76 @@
+from array import array
+from typing import TypeAlias
+
+_Floats: TypeAlias = array[float] | memoryview[float]
+_Masks: TypeAlias = array[int] | memoryview[int]
+
+class Price:
+    """What it costs everybody to send a request to a replica, in tokens of prefill.
+
+    After the busy-period price: work that could be avoided delays everyone who arrives before the
+    backlog clears (M/G/1), so it is charged the more the longer the backlog is. The constants are
+    ratios to the time of one token of prefill, taken over public kernel tables of 8B to 70B models
+    on H100, H200 and A100; twice or half of them changes little (docs/policies.md).
+
+    pair: attention of one query-key pair. interference: weight of the delay that a prefill brings
+    to requests that run there, of which at most `crowd` are counted. decode: weight of the
+    slow-down by one more sequence; context and sequence: its cost a cached token and by itself. copy: weight of storing once more what another
+    replica holds. strength: of the price of backlog. seconds_per_token: of prefill, for the load
+    alone. rho_cap: greatest utilisation believed. window_s: memory of the arrival rate.
+    output: expected tokens of an answer until `tick` says better. spread: weight of a token that
+    was placed there of late beyond the least filled, up to spread_limit in all.
+    Raises ValueError for what is negative, infinite or out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        pair: float = 3.5e-5,
+        interference: float = 0.3,
+        decode: float = 0.3,
+        context: float = 1e-3,
+        sequence: float = 0.2,
+        copy: float = 1.0,
+        strength: float = 2.0,
+        seconds_per_token: float = 40e-6,
+        rho_cap: float = 0.9,
+        window_s: float = 60.0,
+        output: float = 256.0,
+        spread: float = 0.005,
+        spread_limit: float = 4096.0,
+        crowd: float = 20.0,
+    ) -> None: ...
+    def prices(
+        self,
+        prompt: float,
+        hits: _Floats,
+        waiting: _Floats,
+        running: _Floats,
+        placed: _Floats,
+        mask: _Masks,
+        out: _Floats,
+    ) -> float:
+        """Prices of the kept slots into `out`, in tokens; the greatest.
+
+        prompt, hits: tokens; waiting: uncached tokens in line; running: requests under way;
+        placed: tokens placed there of late.
+        Raises TypeError and ValueError for columns of another type or too short, and for a price
+        that is not finite.
+        """
+
+    def placed(self, prompt: float, hit: float) -> None:
+        """A decision was made: a prompt of that many tokens, of which `hit` were held."""
+
+    def tick(self, now: float, replicas: int, output: float) -> None:
+        """Now and then (a second or so): rates as of `now` over that many replicas.
+
+        output: mean tokens of an answer.
+        """
+
+    @property
+    def ahead(self) -> float:
+        """Extra weight of own work for each token of mean backlog."""
+
+    @property
+    def work(self) -> float:
+        """Work of a typical token in line, in tokens without attention."""

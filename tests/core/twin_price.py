@@ -1,0 +1,91 @@
+"""The twin of `_core.price`, one replica at a time."""
+
+from __future__ import annotations
+
+from math import exp
+
+
+class TwinPrice:
+    """Same arguments and defaults as `Price`."""
+
+    def __init__(self, **given: float) -> None:
+        self.c = {
+            "pair": 3.5e-5,
+            "interference": 0.3,
+            "decode": 0.3,
+            "context": 1e-3,
+            "sequence": 0.2,
+            "copy": 1.0,
+            "strength": 2.0,
+            "seconds_per_token": 40e-6,
+            "rho_cap": 0.9,
+            "window_s": 60.0,
+            "output": 256.0,
+            "spread": 0.005,
+            "spread_limit": 4096.0,
+            "crowd": 20.0,
+        } | given
+        self.output = self.c["output"]
+        self.ahead, self.work = 0.0, 1.0
+        self.arrived = self.worked = self.known = 0.0
+        self.mean_own = self.mean_uncached = 0.0
+        self.at: float | None = None
+
+    def own(self, uncached: float, cached: float) -> float:
+        return uncached + self.c["pair"] * uncached * (cached + uncached / 2)
+
+    def prices(
+        self,
+        prompt: float,
+        hits: list[float],
+        waiting: list[float],
+        running: list[float],
+        placed: list[float],
+        mask: list[int],
+    ) -> list[float | None]:
+        kept = [slot for slot, each in enumerate(mask) if each]
+        if not kept:
+            return [None] * len(mask)
+        least = min(placed[slot] for slot in kept)
+        most = max(0.0, *(hits[slot] for slot in kept))
+        theta = self.ahead * self.work * sum(waiting[slot] for slot in kept) / len(kept)
+        out: list[float | None] = [None] * len(mask)
+        for slot in kept:
+            own = self.own(prompt - hits[slot], hits[slot])
+            answer = self.output * (
+                self.c["context"] * (prompt + self.output / 2) + self.c["sequence"]
+            )
+            out[slot] = (
+                waiting[slot] * self.work
+                + own * (1 + theta + self.c["interference"] * min(running[slot], self.c["crowd"]))
+                + self.c["decode"] * running[slot] * answer
+                + self.c["copy"] * self.own(most - hits[slot], hits[slot])
+                + min(self.c["spread"] * (placed[slot] - least), self.c["spread_limit"])
+            )
+        return out
+
+    def placed(self, prompt: float, hit: float) -> None:
+        own = self.own(prompt - hit, hit)
+        self.arrived += 1
+        self.worked += own
+        self.mean_own += 0.005 * (own - self.mean_own)
+        self.mean_uncached += 0.005 * (prompt - hit - self.mean_uncached)
+
+    def tick(self, now: float, replicas: int, output: float) -> None:
+        if self.at is None:
+            self.at = now
+            return
+        if now <= self.at or replicas < 1:
+            return
+        kept = exp(-(now - self.at) / self.c["window_s"])
+        self.known = self.known * kept + now - self.at
+        self.at = now
+        a = self.c["seconds_per_token"]
+        rate = self.arrived / self.known / replicas
+        rho = min(self.c["rho_cap"], self.worked * a / self.known / replicas)
+        self.ahead = self.c["strength"] * rate * a / (1 - rho)
+        self.output = max(0.0, output)
+        if self.mean_uncached > 1:
+            self.work = self.mean_own / self.mean_uncached
+        self.arrived *= kept
+        self.worked *= kept
