@@ -14,11 +14,12 @@ class Price:
 
     pair: attention of one query-key pair. interference: weight of the delay that a prefill brings
     to requests that run there, of which at most `crowd` are counted. decode: weight of the
-    slow-down by one more sequence; context and sequence: its cost a cached token and by itself. copy: weight of storing once more what another
-    replica holds. strength: of the price of backlog. seconds_per_token: of prefill, for the load
-    alone. rho_cap: greatest utilisation believed. window_s: memory of the arrival rate.
-    output: expected tokens of an answer until `tick` says better. spread: weight of a token that
-    was placed there of late beyond the least filled, up to spread_limit in all.
+    slow-down by one more sequence; context and sequence: its cost a cached token and by itself.
+    copy: weight of storing once more what another replica holds. strength: of the price of
+    backlog. seconds_per_token: of prefill, for the load alone. rho_cap: greatest utilisation
+    believed. window_s: memory of the arrival rate. output: expected tokens of an answer until
+    `tick` says better. spread: weight of a token that was placed there of late beyond the least
+    filled, up to spread_limit in all.
     Raises ValueError for what is negative, infinite or out of range.
     """
 
