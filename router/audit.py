@@ -91,7 +91,12 @@ async def _listen(listener: Listener, args: argparse.Namespace) -> Report:
     listener.join()
     first = listener.marks()
     began = monotonic()
-    end = began + args.duration
+    # With fewer than two publishers there is nothing to wait for: say so at once.
+    open_ears = sum(ear.feed.source is not None for ear in listener.ears)
+    end = began + (args.duration if open_ears > 1 else 0.0)
+    for ear in listener.ears:
+        if not ear.hears:
+            sys.stderr.write(f"warmlane audit: not heard yet: {ear.replica.name}: {ear.why}\n")
     every = min(LONGEST_S, max(SHORTEST_S, args.duration / SLICES))
     slices: list[Slice] = []
     last = first

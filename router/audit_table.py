@@ -15,14 +15,14 @@ def show(report: Report, console: Console) -> None:
     """A row a replica, then the sums, then what is missing."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("replica", no_wrap=True)
-    table.add_column("events")
+    table.add_column("events", no_wrap=True)
     for name in ("blocks held", "tokens computed", "held elsewhere", "share"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in report.replicas:
         part = each.recomputed / each.computed if each.computed else None
         table.add_row(
             escape(each.replica),
-            each.view + (f": {escape(each.why)}" if each.why else ""),
+            each.view,
             f"{each.blocks:,}",
             f"{each.computed:,.0f}",
             f"{each.recomputed:,.0f}",

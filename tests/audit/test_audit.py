@@ -159,10 +159,11 @@ async def test_a_silent_replica_is_named_and_the_others_are_compared() -> None:
 
 async def test_no_events_at_all_is_an_error() -> None:
     async with engines((), ()) as urls:
-        status, out, err = await audit(urls, asyncio.sleep(0), "--duration", "1")
+        status, out, err = await audit(urls, asyncio.sleep(0), "--duration", "600")  # at once
     assert status == 2
     assert "0 of 2 replicas publish events" in err and "--kv-events-config" in err
-    assert "silent" in out
+    assert "silent" in out and "listened for 0 s" in out
+    assert err.count("not heard yet") == 2
 
 
 @pytest.mark.parametrize(
