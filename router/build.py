@@ -70,6 +70,8 @@ class Running:
     async def start(self) -> None:
         """ConfigError: an engine key that is configured but not there."""
         await self.feeds.start()
+        if self.feeds.tokens is not None:
+            self.feeds.tokens.router = self.router
         self._maintenance = asyncio.create_task(self._maintain(), name="maintenance")
 
     async def close(self) -> None:

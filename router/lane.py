@@ -71,6 +71,7 @@ class Lane(Desk):
     """Decisions and tickets of one pool. `number` is in the high bits of its tickets."""
 
     view_type: type[CacheView] = CacheView
+    wants_tokens = False  # would a decision look up the prompt's token ids?
 
     def __init__(
         self, number: int, pool: Pool, parts: Parts, config: Config, metrics: Metrics

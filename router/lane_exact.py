@@ -126,6 +126,11 @@ class ExactLane(Lane):
     view_type = MixedView
 
     @property
+    def wants_tokens(self) -> bool:  # type: ignore[override]
+        """Some replica's events are trusted."""
+        return bool(self.mixed.exact.trusted)
+
+    @property
     def mixed(self) -> MixedView:
         """The view, with its type."""
         return cast(MixedView, self.view)

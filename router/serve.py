@@ -91,6 +91,7 @@ async def start(config: Config, reload: Callable[[], Config] | None = None) -> S
         with _Binding(config.listen.host, config.listen.port):
             proxy = await start_proxy(running.router, config)
         running.followers.append(proxy.state.follow)
+        proxy.state.tokens = running.feeds.tokens
         running.shadow = proxy.state.shadow = Shadow(running.router, config.shadow)
 
         def again() -> list[str]:

@@ -18,6 +18,8 @@ import aiohttp
 import msgspec
 
 from warmlane.router.config import Config, PoolConfig
+from warmlane.router.core import Router
+from warmlane.router.errors import RequestError
 from warmlane.router.feeds.client import EngineError, fetch
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool, Replica
@@ -55,6 +57,7 @@ class TokenFeed:
     ) -> None:
         self.headers = headers
         self.models: dict[str, ModelTokens] = {}
+        self.router: Router | None = None  # set by the owner: who decides
         self._pools = pools
         self._config = config
         self._metrics = metrics
@@ -78,6 +81,20 @@ class TokenFeed:
     def close(self) -> None:
         """End the worker threads; what they have begun is finished."""
         self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def pool_of(self, request: Request) -> str | None:
+        """The pool whose decision needs this request's ids; None when no decision would use them.
+
+        That is where some replica's events are trusted. Of a weighted split the first arm counts.
+        """
+        if request.prompt is None or request.tokens is not None or self.router is None:
+            return None
+        try:
+            target = self.router.catalog.resolve(request, 0)
+        except RequestError:  # the decision says so to the client
+            return None
+        wants = target.pool in self.models and self.router.lanes[target.pool].wants_tokens
+        return target.pool if wants else None
 
     async def ids(self, request: Request, pool: str, body: bytes) -> Request:
         """The request with the token ids of its prompt, or as it was when they cannot be had."""

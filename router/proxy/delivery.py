@@ -74,6 +74,7 @@ class Delivery(ABC):
         "_total",
         "_trailer",
         "_upstream",
+        "_waiting",
         "begun",
         "deadline",
         "kind",
@@ -102,6 +103,7 @@ class Delivery(ABC):
         self._slot = -1
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Task[None] | None = None  # for the prompt's token ids
         self._attempts: Attempts | None = None
         self._response: ResponseHead | None = None
         self._answer: Answer | None = None

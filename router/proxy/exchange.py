@@ -8,6 +8,7 @@ No task and no future per request: connections call in, and one coarse tick call
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,7 @@ from warmlane.router.types import ReplicaState, Request
 
 if TYPE_CHECKING:
     from warmlane._core.straight import Straight
+    from warmlane.router.proxy.state import TokenSource
     from warmlane.router.proxy.upstream import Upstream
 
 log = logging.getLogger("warmlane.proxy")
@@ -50,7 +52,23 @@ class Exchange(Delivery):
             self.kind = kind_of(head.path)
             self._refuse_unsent(error)
             return
-        self._decide_and_send(request)
+        tokens = state.tokens
+        pool = None if tokens is None else tokens.pool_of(request)
+        if tokens is None or pool is None:
+            self._decide_and_send(request)
+            return
+        self._waiting = asyncio.get_running_loop().create_task(
+            self._decide_with_ids(tokens, request, pool)
+        )
+
+    async def _decide_with_ids(self, tokens: TokenSource, request: Request, pool: str) -> None:
+        """Exact hits need the engine's token ids: they come in time or not at all."""
+        try:
+            request = await tokens.ids(request, pool, self._body)
+            self._waiting = None
+            self._decide_and_send(request)
+        except Exception:  # noqa: BLE001 - reported by crashed()
+            self.crashed()
 
     def _decide_and_send(self, request: Request) -> None:
         state = self._state
@@ -230,6 +248,11 @@ class Exchange(Delivery):
 
     def cancel(self) -> None:
         """The client is gone, or the proxy stops: the replica must not work for nobody."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:  # nothing is decided yet
+            waiting.cancel()
+            self._state.metrics.client_gone("")
+            return
         self._drop_upstream()
         self._state.metrics.client_gone(self._side.name)
         self._end("cancelled", 499)

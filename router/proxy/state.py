@@ -29,7 +29,7 @@ from warmlane.router.proxy.links import Link, Links
 from warmlane.router.proxy.tracked import Tracked
 from warmlane.router.requests import KINDS, SCAN_KIND, TransferParams
 from warmlane.router.shadow import Shadow
-from warmlane.router.types import ReplicaState
+from warmlane.router.types import ReplicaState, Request
 
 if TYPE_CHECKING:
     from warmlane.router.proxy.delivery import Client as Asker
@@ -48,6 +48,13 @@ class Client(Protocol):
     def due(self) -> float: ...
     def expired(self, now: float) -> None: ...
     def finish(self) -> None: ...
+
+
+class TokenSource(Protocol):
+    """Where the token ids of prompts come from (`feeds.tokens.TokenFeed`)."""
+
+    def pool_of(self, request: Request) -> str | None: ...
+    async def ids(self, request: Request, pool: str, body: bytes) -> Request: ...
 
 
 class PoolSide:
@@ -110,6 +117,7 @@ class State(Shared):
     def __init__(self, router: Router, config: Config, keys: Keys, debug_keys: Keys) -> None:
         now = monotonic()
         self._settle_plain(config)
+        self.tokens: TokenSource | None = None  # set by the command, where a pool is exact
         self.router = router
         self.metrics = router.metrics
         self.config = config
