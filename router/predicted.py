@@ -11,6 +11,9 @@ both ways:
 - The engine has more: they count as others' work until the next scrape (`Pool.update_load`), and
   the pace slackens a little.
 
+Where ends are seen, first tokens alone are predicted, at the pace of prefill that the engine's own
+counters tell (`router/pace.py`) as soon as it is known.
+
 What it never does: close a ticket younger than a scrape can know. Within one replica predicted
 moments grow with the order of decisions, up to small changes of its pace, so that two queues a
 replica do without a heap. Cost: 1 us a request, and what the two events cost the lane.
@@ -90,8 +93,12 @@ class Predicted:
         if watched is None:
             watched = self._watched[(pool, slot)] = _Watched(self._lanes[pool])
         lane, pace = watched.lane, watched.pace
+        # `pace` is corrected by ends that are predicted. Where ends are seen nothing corrects it,
+        # and the pace that the engine's own counters tell takes the place of the guess.
+        learned = 0.0 if end else lane.pool.pace.tokens_per_s[slot]
+        rate = learned if learned > 0 else self._prefill / pace
         # The column holds this request's own uncached tokens too: it was booked at the decision.
-        first = now + pace * lane.pool.ledger.prefill_tokens[slot] / self._prefill
+        first = now + lane.pool.ledger.prefill_tokens[slot] / rate
         watched.firsts.append((first, ticket))
         if end:
             watched.ends.append((first + pace * lane.output_tokens / self._output, ticket, now))

@@ -63,6 +63,29 @@ def test_without_an_end_only_the_first_token_is_told() -> None:
     router.close(ticket, Outcome(), 101.0)
 
 
+def test_where_ends_are_seen_the_first_token_comes_at_the_pace_that_was_learned() -> None:
+    router, predicted = build(1)
+    pool = router.pools["default"]
+    pool.pace.tokens_per_s[0] = 6400.0
+    ticket, _ = send(router, predicted, 0.0, end=False)
+    predicted.tick(0.4)
+    assert pool.ledger.running[0] == 0
+    predicted.tick(0.6)
+    assert pool.ledger.running[0] == 1, "3,200 tokens at 6,400 a second, not at the guess"
+    router.close(ticket, Outcome(), 1.0)
+
+
+def test_where_ends_are_predicted_the_learned_pace_does_not_count_twice() -> None:
+    router, predicted = build(1)
+    pool = router.pools["default"]
+    pool.pace.tokens_per_s[0] = 6400.0
+    send(router, predicted, 0.0)
+    predicted.tick(1.9)
+    assert pool.ledger.running[0] == 0
+    predicted.tick(100.0)
+    assert router.open_tickets == 0
+
+
 def test_a_ticket_that_somebody_closed_is_forgotten() -> None:
     router, predicted = build(1)
     ticket, _ = send(router, predicted, 0.0)
