@@ -35,7 +35,7 @@ _SERVED_HEADER: Final = b"x-conformance-test-served-endpoint"
 # A stream of events takes longer; a gateway that sends no response trailers leaves at once.
 _EARLY_S: Final = 0.02
 _OK: Final = Outcome()
-_CANCELLED: Final = Outcome(status="cancelled")
+CANCELLED: Final = Outcome(status="cancelled")
 _ERROR: Final = Outcome(status="error")
 
 
@@ -284,7 +284,7 @@ class Reply:
         if answer is not None:
             outcome = answer.outcome("ok" if answer.done or not answer.stream else "cancelled")
         elif not status:
-            outcome = _CANCELLED
+            outcome = CANCELLED
         else:
             outcome = _OK if status < 400 else _ERROR
         picker.router.close(decision.ticket, outcome, now)

@@ -14,9 +14,11 @@ body mode, which the first message tells (`protocol_config`; older gateways: `ex
 (1) by headers and load: Envoy waits for this answer before it sends a byte of the body, unless
     send_body_without_waiting_for_header_response is set; then the choice waits for the body's end.
 
-Headers with end_of_stream are a whole request in every mode. In observability mode nothing is ever
-answered. Anything out of turn ends the stream with INVALID_ARGUMENT and a metric. Cost: about 12 us
-a request of 4 KB, of which the decision is 3 and the parse 2.
+Headers with end_of_stream are a whole request in every mode. A whole request on a path of inference
+names a model, or it is refused. Where nobody is ready the gateway hears 503, not the router's last
+resort: it has a way of its own to fall back. In observability mode nothing is ever answered.
+Anything out of turn ends the stream with INVALID_ARGUMENT and a metric. Cost: about 12 us a request
+of 4 KB, of which the decision is 3 and the parse 2.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ import msgspec
 
 from warmlane.envoy import messages as wire
 from warmlane.envoy.picker import DESTINATION, Way
-from warmlane.envoy.reply import Reply
+from warmlane.envoy.reply import CANCELLED, Reply
 from warmlane.envoy.streams import OK, RESOURCE_EXHAUSTED
+from warmlane.router.decide import LAST_RESORT, RETRY_AFTER_S
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.lane import Prepared
 from warmlane.router.requests import kind_of, objective_of, parse, rewrite_model
-from warmlane.router.types import Request
+from warmlane.router.types import Decision, Kind, Request
 
 # Phases of the request half.
 START: Final = 0  # no message yet
@@ -163,8 +166,9 @@ class Session(Reply):
         picker, head = self._picker, self._request_head
         assert head is not None, "begun"
         method = "POST" if head.method in _POST else head.method.decode("latin-1")
-        shadow = picker.shadow
-        watching = self._observed or (not shadow.always and shadow.mode == "shadow")
+        shadow, rand = picker.shadow, picker.rand(48)
+        acts = shadow.always or shadow.acts(rand >> 32)
+        watching = self._observed or not (acts or shadow.mode == "least-requests")
         try:
             request, out = parse(
                 method, head.path, head.headers, body, transfer_params=picker.transfer_params
@@ -173,15 +177,17 @@ class Session(Reply):
             self._kind = kind_of(head.path) if bodiless else request.kind
             if head.internal is not None or head.subset is not None or picker.test_headers:
                 request = self._steered(request, head)
-            rand = picker.rand(48)
+            if not bodiless and method == "POST" and not (body and request.model):
+                self._check_model(head.path, body)
             prepared = picker.router.prepare(request, rand)
             now = monotonic()
-            if shadow.always and not watching:
+            if acts and not watching:
                 decision = self._decision = prepared.lane.decide(prepared, now, rand)
                 self._slot, self._open = decision.choices[0], True
             else:
-                watching = self._decide_beside(prepared, now, rand)
-                decision = self._decision
+                decision = self._decide_beside(prepared, now, rand, watching)
+            if decision.fallback == LAST_RESORT and not watching:
+                raise self._nobody_ready(decision, now)
         except RouterError as error:
             self._kind = kind_of(head.path)
             if watching:
@@ -281,26 +287,35 @@ class Session(Reply):
         named = next((head.headers[name] for name in _REWRITES if name in head.headers), b"")
         return named.decode("utf-8", "replace")
 
-    def _decide_beside(self, prepared: Prepared, now: float, rand: int) -> bool:
-        """Decide while somebody else's choice counts or is compared. True: change nothing."""
-        picker = self._picker
-        shadow = picker.shadow
-        acts = not self._observed and shadow.acts(rand >> 32)
-        least = not self._observed and shadow.mode == "least-requests"
-        other = shadow.other(prepared, now, rand) if least else -1
+    def _check_model(self, path: str, body: bytes) -> None:
+        """Raises RequestError 400: a whole request on a path of inference that names no model."""
+        if self._request_mode == wire.NONE or kind_of(path) is Kind.OTHER:
+            return
+        if not body:
+            raise RequestError(400, "the request body is empty", code="empty_body")
+        text = "the request body must name a model, as a string"
+        raise RequestError(400, text, param="model", code="missing_model")
+
+    def _nobody_ready(self, decision: Decision, now: float) -> NoReplica:
+        """What the gateway hears in place of a last resort, whose ticket is closed here."""
+        self._open = False
+        self._picker.router.close(decision.ticket, CANCELLED, now)
+        text = f"no replica of pool {decision.pool!r} is ready"
+        return NoReplica(text, retry_after_s=RETRY_AFTER_S)
+
+    def _decide_beside(self, prepared: Prepared, now: float, rand: int, watching: bool) -> Decision:
+        """Decide while somebody else's choice counts: the gateway's where we are `watching`, else
+        that of least requests. Both are compared."""
+        shadow = self._picker.shadow
+        other = -1 if watching else shadow.other(prepared, now, rand)
         decision = self._decision = prepared.lane.decide(prepared, now, rand)
         self._open = True
-        if acts:
-            self._slot = decision.choices[0]
-            return False
         self._beside = shadow.beside(prepared, decision)
-        if least:
-            self._decision = shadow.instead(decision, self._beside, other, now)
-            self._slot = other
+        self._slot = other  # -1: until the gateway says who serves
+        if not watching:
+            decision = self._decision = shadow.instead(decision, self._beside, other, now)
             self._told(other)
-            return False
-        self._slot = -1  # until the gateway says who serves
-        return True
+        return decision
 
     def _pass(self, kind: int, body: bytes) -> None:
         """Answer without a choice: the request goes its way as it came."""

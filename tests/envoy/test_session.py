@@ -15,7 +15,7 @@ from warmlane.envoy.picker import Picker
 from warmlane.envoy.session import Session
 from warmlane.router.config_load import from_data
 from warmlane.router.core import Router
-from warmlane.router.types import ModelList
+from warmlane.router.types import ModelList, ReplicaState
 
 REPLICAS = ["http://10.0.0.1:8000", "http://10.0.0.2:8000", "http://[fd00::3]:8000"]
 ENDPOINTS = {"10.0.0.1:8000", "10.0.0.2:8000", "[fd00::3]:8000"}
@@ -370,11 +370,83 @@ def test_a_saturated_fleet_is_429(make: Make) -> None:
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"model":'])
 def test_a_bad_body_is_400(talk: Talk, body: bytes) -> None:
     answers = talk.say(envoy.request_headers(), envoy.request_body(body))
-    if not body:
-        assert answers[0].endpoint in ENDPOINTS  # nothing to read: the engine says what is missing
-        return
     assert answers[0].status == 400
     assert "error" in json.loads(answers[0].message.immediate_response.body)
+
+
+NAMELESS = [b'{"messages":[]}', b'{"model":7}', b'{"model":["m"]}', b'{"model":""}', b"{}"]
+
+
+@pytest.mark.parametrize("mode", [envoy.FULL_DUPLEX, envoy.BUFFERED])
+@pytest.mark.parametrize("body", NAMELESS)
+def test_a_whole_request_without_a_model_is_400(talk: Talk, mode: int, body: bytes) -> None:
+    *_, refused = talk.say(envoy.request_headers(mode), envoy.request_body(body))
+    assert refused.status == 400
+    error = json.loads(refused.message.immediate_response.body)["error"]
+    assert (error["code"], error["param"]) == ("missing_model", "model")
+
+
+@pytest.mark.parametrize("mode", [envoy.FULL_DUPLEX, envoy.STREAMED, envoy.BUFFERED])
+def test_inference_without_a_body_is_400(talk: Talk, mode: int) -> None:
+    (refused,) = talk.say(envoy.request_headers(mode, path="/v1/embeddings", end=True))
+    assert refused.status == 400
+    error = json.loads(refused.message.immediate_response.body)["error"]
+    assert error["code"] == "empty_body"
+
+
+@pytest.mark.parametrize(
+    ("mode", "end"), [(envoy.NONE, False), (envoy.NONE, True), (envoy.STREAMED, False)]
+)
+def test_a_body_that_is_not_seen_needs_no_model(talk: Talk, mode: int, end: bool) -> None:
+    (head,) = talk.say(envoy.request_headers(mode, end=end))
+    assert head.endpoint in ENDPOINTS
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/responses"), ("POST", "/tokenize"), ("POST", "/v1/loads")]
+)
+def test_only_inference_needs_a_model(talk: Talk, method: str, path: str) -> None:
+    head, *_ = talk.say(envoy.request_headers(method=method, path=path), envoy.request_body(b"{}"))
+    assert head.endpoint in ENDPOINTS
+
+
+def test_a_gateway_may_name_the_model_but_not_send_an_empty_body(make: Make) -> None:
+    headers = {**envoy.JSON, "x-gateway-model-name-rewrite": "fake"}
+    picker = make()
+    named, empty = Talk(picker), Talk(picker)
+    head, *pieces = named.say(
+        envoy.request_headers(headers=headers), envoy.request_body(b'{"messages":[]}')
+    )
+    assert head.endpoint in ENDPOINTS
+    assert json.loads(envoy.joined(pieces)) == {"model": "fake", "messages": []}
+    (refused,) = empty.say(envoy.request_headers(headers=headers), envoy.request_body(b""))
+    assert refused.status == 400
+    named.end()
+    empty.end()
+
+
+@pytest.mark.parametrize("state", [ReplicaState.EJECTED, ReplicaState.JOINING])
+@pytest.mark.parametrize("mode", ["active", "least-requests"])
+def test_nobody_ready_is_503_and_no_last_resort(make: Make, state: ReplicaState, mode: str) -> None:
+    picker = make(mode=mode)
+    pool = picker.router.pools["default"]
+    for slot in range(3):
+        pool.set_state(slot, state, "a test says so")
+    for end in (False, True):
+        talk = Talk(picker)
+        asked = envoy.request_headers(envoy.NONE, method="GET", path="/v1/models", end=end)
+        (refused,) = talk.say(asked)
+        assert refused.status == 503
+        assert refused.set["x-llm-d-request-dropped-reason"] == "rejected-no-endpoints"
+        assert "retry-after" in refused.set
+        assert picker.router.open_tickets == 0
+        assert requests(picker) == {}
+        talk.end()
+    pool.set_state(1, ReplicaState.READY, "a test says so")
+    talk = Talk(picker)
+    head, *_ = talk.say(envoy.request_headers(), envoy.request_body(BODY))
+    assert head.endpoint == "10.0.0.2:8000"
+    talk.end()
 
 
 def test_an_unknown_model_is_404(make: Make) -> None:
@@ -644,13 +716,26 @@ def test_shadow_learns_from_where_requests_really_went(make: Make) -> None:
     assert row["same"] >= 1
 
 
+@pytest.mark.parametrize("share", [None, 0.0])
 @pytest.mark.parametrize("body", [b"not json", BODY])
-def test_shadow_refuses_nothing(make: Make, body: bytes) -> None:
-    picker = make(mode="shadow")
+def test_shadow_refuses_nothing(make: Make, body: bytes, share: float | None) -> None:
+    picker = make(mode="shadow") if share is None else make(share=share)
     talk = Talk(picker)
     head, *pieces = talk.say(envoy.request_headers(subset=[]), envoy.request_body(body))
     assert head.kind == "request_headers"
     assert envoy.joined(pieces) == body
+    talk.end()
+    assert picker.router.open_tickets == 0
+
+
+def test_shadow_passes_where_nobody_is_ready(make: Make) -> None:
+    picker = make(mode="shadow")
+    for slot in range(3):
+        picker.router.pools["default"].set_state(slot, ReplicaState.EJECTED, "a test says so")
+    talk = Talk(picker)
+    head, *pieces = talk.say(envoy.request_headers(), envoy.request_body(BODY))
+    assert head.kind == "request_headers" and not head.endpoint
+    assert envoy.joined(pieces) == BODY
     talk.end()
     assert picker.router.open_tickets == 0
 
