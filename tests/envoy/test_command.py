@@ -7,19 +7,22 @@ import json
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import grpc.aio
 
 from tests.envoy import gateway as envoy
 from tests.envoy import rig
+from tests.envoy_e2e.backend import MODEL, Backend
 from warmlane.router.cli import main
 from warmlane.router.config_load import from_data
 
-BODY = envoy.CHAT % b"hello there"
+BODY = (envoy.CHAT % b"hello there").replace(b"fake", MODEL.encode())
 FREE = ["--port", "0", "--health-port", "0", "--metrics-port", "0"]
 REPLICA = ["--replica", "http://127.0.0.1:9"]
 
@@ -63,8 +66,32 @@ async def running(*arguments: str) -> AsyncIterator[Command]:
         await process.wait()
 
 
+@asynccontextmanager
+async def with_engine(*arguments: str) -> AsyncIterator[tuple[Command, str]]:
+    """A running command whose one replica is ready, and the replica's address."""
+    engine = Backend()
+    await engine.start()
+    try:
+        async with running("--replica", f"http://{engine.endpoint}", *FREE, *arguments) as command:
+            await asyncio.to_thread(wait_until_ready, command)
+            yield command, engine.endpoint
+    finally:
+        await engine.stop()
+
+
+def wait_until_ready(command: Command) -> None:
+    for _ in range(400):
+        try:
+            command.get("/readyz")
+        except HTTPError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError("the replica never became ready")
+
+
 async def test_a_stream_through_the_process_and_a_drain() -> None:
-    async with running(*REPLICA, *FREE, "--insecure", "--transport", "grpcio") as command:
+    async with with_engine("--insecure", "--transport", "grpcio") as (command, endpoint):
         assert "plaintext, grpcio transport" in command.banner
         async with grpc.aio.insecure_channel(f"127.0.0.1:{command.port}") as channel:
             stream = rig.Stream(channel)
@@ -74,7 +101,7 @@ async def test_a_stream_through_the_process_and_a_drain() -> None:
             await asyncio.sleep(0.3)
             await stream.say(envoy.request_body(BODY[5:]))
             head, piece = await stream.hear(2)
-            assert head.endpoint == "127.0.0.1:9" and piece.piece == (BODY, True)
+            assert head.endpoint == endpoint and piece.piece == (BODY, True)
             assert await stream.end() == 0
         assert await asyncio.wait_for(command.process.wait(), 20) == 0
 
@@ -98,7 +125,7 @@ async def test_the_arguments_of_the_gateway_suite() -> None:
 
 
 async def test_the_switch_is_at_the_admin_port() -> None:
-    async with running(*REPLICA, *FREE, "--insecure", "--shadow") as command:
+    async with with_engine("--insecure", "--shadow") as (command, endpoint):
         path = "/admin/v1/shadow"
         before = json.loads(await asyncio.to_thread(command.get, path))
         assert before == {"mode": "shadow", "share": 1.0, "models": {}}
@@ -109,7 +136,7 @@ async def test_the_switch_is_at_the_admin_port() -> None:
             stream = rig.Stream(channel)
             await stream.say(envoy.request_headers(), envoy.request_body(BODY))
             head, _ = await stream.hear(2)
-            assert head.endpoint == "127.0.0.1:9"
+            assert head.endpoint == endpoint
 
 
 async def test_a_taken_port_is_status_1() -> None:
