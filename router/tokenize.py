@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,7 @@ def budget_s(prompt_bytes: int, prefill_bytes_per_s: float) -> float:
     return min(max(FLOOR_S, SHARE * prompt_bytes / prefill_bytes_per_s), CAP_S)
 
 
-class ModelTokens:
+class ModelTokens(ABC):
     """Ids of one model's requests, and the proofs of its replicas. Base of the two sources.
 
     results: requests by what became of them: "exact", "exact_to_media", "late", "unproven", or
@@ -146,8 +147,9 @@ class ModelTokens:
             self._tally("bug")
             log.error("event=tokenize_bug model=%s", self.model, exc_info=error)
 
+    @abstractmethod
     async def _find(self, kind: Kind, body: bytes, usable: frozenset[str]) -> Ids:
-        raise NotImplementedError
+        """The ids, however long that takes. Raises Untranslatable, EngineSilent."""
 
     async def prove(self, replica: str, ask: Ask) -> Proof:
         """Compare the probes with one engine's answers; one log line when the finding changes."""
@@ -182,8 +184,9 @@ class ModelTokens:
         self.proofs[replica] = proof
         return proof
 
+    @abstractmethod
     async def _compare(self, replica: str, theirs: Sequence[bytes | None]) -> frozenset[str]:
-        raise NotImplementedError
+        """Features of which all probes' ids are equal here and there."""
 
 
 class LocalTokens(ModelTokens):
