@@ -344,7 +344,7 @@ def over_sockets(bench: Bench, rounds: int) -> None:
         ours.append(mine / blocks * 1e9)
         ratios.append(theirs / mine)
     bench.tell("events_8_with_socket_a_block", median(ours), "ns")
-    bench.bar("events_8_with_socket_ratio", None, "x", 2.5, "more", samples=ratios, scaled=False)
+    bench.bar("events_8_with_socket_ratio", None, "x", 3.0, "more", samples=ratios, scaled=False)
 
 
 def fleet(bench: Bench, rounds: int, sources: int, seconds: int) -> None:
