@@ -29,19 +29,19 @@ HTTP = (
 )
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_requests_as_llhttp_and_the_checks(rng: random.Random) -> None:
     heads.compare_request(heads.head_of(rng, answer=False), rng)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_answers_as_llhttp_and_the_checks(rng: random.Random) -> None:
     heads.compare_answer(heads.head_of(rng, answer=True), rng)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes(data: bytes) -> None:
     data = data.replace(b"\r\n\r\n", b"")
