@@ -39,12 +39,15 @@ POOL = "lab"
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """Something happens to a replica. what: fail (it comes back empty after down_s), slow, join."""
+    """Something happens to a replica at `at_s` (seconds of the run).
+
+    what: "fail": it restarts empty at once and its requests are sent again, the router is not told;
+    "slow": it is `factor` times as fast from then on.
+    """
 
     at_s: float
     slot: int
     what: str
-    down_s: float = 30.0
     factor: float = 0.5
 
 
@@ -99,7 +102,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 class _Live:
     """A request on its way."""
 
-    __slots__ = ("arrived", "first", "hit", "index", "keys", "session", "slot", "ticket", "tried")
+    __slots__ = ("arrived", "first", "hit", "index", "keys", "session", "slot", "ticket")
 
     def __init__(self, session: Session, index: int, arrived: float) -> None:
         self.session = session
@@ -110,7 +113,6 @@ class _Live:
         self.slot = -1
         self.hit = 0
         self.keys = array("Q")
-        self.tried = 0
 
 
 class Lab:
@@ -315,7 +317,6 @@ class Lab:
         for number in self.fleet.fail(change.slot):
             live = self._live.pop(number)
             self.router.close(live.ticket, Outcome(status="error"), now)
-            live.tried += 1
             self._send(live, now)
 
 
