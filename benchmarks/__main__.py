@@ -23,7 +23,9 @@ def main() -> int:
             continue
         command = [sys.executable, "-m", f"benchmarks.{path.stem}", *sys.argv[1:]]
         try:
-            ended = str(subprocess.run(command, stdin=subprocess.DEVNULL, timeout=LIMIT_S).returncode)
+            ended = str(
+                subprocess.run(command, stdin=subprocess.DEVNULL, timeout=LIMIT_S).returncode
+            )
         except subprocess.TimeoutExpired:
             ended = f"none within {LIMIT_S} s"
         if ended != "0":

@@ -2,12 +2,13 @@
 
 The list is written down before anything is measured and holds for every policy. Rates are factors
 on what the trace recorded (on the generator's rate), for 8 replicas; they scale with the fleet.
-`knee` is set by hand, near the load where replicas begin to queue.
+`knee` is set by hand, near the load where replicas begin to queue. KNOBS are the parameters that
+every policy may choose from: the first is what its source publishes.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LLAMA, QWEN = "llama-3.1-8b/h100", "qwen3-32b/2xh100"
 MIXED = f"{QWEN},qwen3-32b/2xa100"
@@ -36,9 +37,28 @@ SOURCES: dict[str, Source] = {
     "shared-prefix": Source("shared-prefix:rounds=2", False, QWEN, 1.2, LLAMA, 2.4),
 }
 
+# Rows of the table, and for those with parameters what they may be set to.
+POLICIES = (
+    *("default", "round-robin", "least-requests", "llmd-weighted", "llmd-affinity", "dynamo"),
+    *("lmetric", "lmetric-queued", "sglang", "random", "power-of-two", "bounded-hash", "aibrix"),
+    *("least-ttft", "preble", "dualmap"),
+)
+KNOBS: dict[str, tuple[str, ...]] = {
+    "default": ("", "interference=0.1", "strength=1", "strength=4", "copy=2"),
+    "llmd-weighted": ("", "prefix=2", "prefix=6", "kv=1", "queue=4"),
+    "llmd-affinity": ("", "tau_tokens=20000", "tau_tokens=60000", "share=0.5"),
+    "dynamo": ("", "overlap_weight=2", "overlap_weight=4", "overlap_weight=0.5"),
+    "sglang": ("", "threshold=0.5", "balance_abs=16", "balance_abs=4,balance_rel=1.1"),
+    "bounded-hash": ("", "factor=1.5", "factor=2", "head_bytes=1024"),
+    "aibrix": ("", "imbalance=16", "sigmas=2", "imbalance=32,sigmas=2"),
+    "least-ttft": ("", "pair_share=2e-5", "pair_share=8e-5"),
+    "preble": ("", "decode_share=0.03", "decode_share=0.3"),
+    "dualmap": ("", "slo_s=1", "slo_s=5", "head_bytes=1024"),
+}
+
 
 class Cell(NamedTuple):
-    """One condition; all policies meet its samples."""
+    """One condition; all policies meet its samples. world: further options of the lab."""
 
     name: str
     source: str
@@ -47,6 +67,7 @@ class Cell(NamedTuple):
     rate: float
     view: str
     reuse: bool
+    world: tuple[tuple[str, Any], ...] = ()
 
 
 def cells() -> list[Cell]:
@@ -68,7 +89,17 @@ def cells() -> list[Cell]:
 
 def quick() -> list[Cell]:
     """Those of `QUICK=1`: each workload on its first fleet at its knee, approximate view."""
-    return [cell for cell in cells() if cell.replicas == 8 and _at_knee(cell)]
+    return [cell for cell in cells() if cell.replicas == 8 and not cell.world and _at_knee(cell)]
+
+
+def tuning() -> list[Cell]:
+    """Those on which KNOBS are set: the quick ones, and each workload with reuse on 4 replicas."""
+    small = [
+        cell
+        for cell in cells()
+        if cell.replicas == 4 and cell.reuse and cell.rate == SOURCES[cell.source].other_knee / 2
+    ]
+    return quick() + small
 
 
 def _at_knee(cell: Cell) -> bool:

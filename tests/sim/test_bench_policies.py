@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from warmlane.router.registry import POLICIES
+from warmlane.router.registry import POLICIES, build_parts
 from warmlane.router.sim.lab import Done, Run
 from warmlane.router.sim.replay_report import Figures, Slo, figures
 
@@ -50,18 +50,23 @@ def test_scores_and_bars(bench: Any) -> None:
     assert mine["ttft"]["geometric_mean"] == pytest.approx(1.5**0.5)
     assert mine["ttft"]["worst"] == pytest.approx(1.5)
     assert mine["ttft"]["worst_cell"] == "b" and mine["ttft"]["lost"] == ["b"]
-    assert mine["goodput_gap"] == {"mean": 0.25, "worst": 0.5}
-    met = {name: ok for name, _, _, ok in bench.judge(mine)}
-    assert met == dict.fromkeys(met, False)
-    assert all(ok for *_, ok in bench.judge(bench.score({"a": table["a"]}, "default")))
+    assert mine["goodput_gap"] == {"mean": 0.25, "worst": 0.5, "worst_cell": "b"}
+    met = {name: ok for name, _, _, ok in bench.judge(table, mine)}
+    ranked = {name: ok for name, ok in met.items() if not name.startswith("ttft_over_")}
+    assert ranked == dict.fromkeys(ranked, False)
+    assert "ttft_p50_over_round_robin" in ranked
+    one = {"a": table["a"]}
+    met = {name: ok for name, _, _, ok in bench.judge(one, bench.score(one, "default"))}
+    assert all(met[name] for name in ranked)
     assert "| default | 1.22 (1.50) |" in bench.markdown([mine], "")
 
 
 def test_the_default_against_one_policy_counts_cells_with_reuse(bench: Any) -> None:
+    report = importlib.import_module("benchmarks.policy_report")
     reuse, none = (next(c.name for c in bench.cells() if c.reuse is r) for r in (True, False))
     slow = {name: [of(2.0, 3.0)] for name in bench.POLICIES}
     table = {reuse: slow | {"default": [of(1.0, 2.0)]}, none: slow}
-    assert bench.against(table, "dynamo") == pytest.approx(0.5)
+    assert report.against(table, "dynamo") == pytest.approx(0.5)
 
 
 def test_the_page_holds_the_committed_result(bench: Any) -> None:
@@ -70,17 +75,53 @@ def test_the_page_holds_the_committed_result(bench: Any) -> None:
     assert bench.BEGIN + bench.markdown(told["scores"], told["note"]) + bench.END in page
 
 
-def test_a_finished_run_is_kept(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sources = bench.SOURCES
-    monkeypatch.setattr(bench, "CACHE", tmp_path)
-    monkeypatch.setattr(bench, "POLICIES", ("round-robin",))
-    tiny = sources["shared-prefix"]._replace(file="shared-prefix:groups=2,system=64")
-    monkeypatch.setitem(sources, "tiny", tiny)
-    cell = bench.quick()[-1]._replace(name="tiny", source="tiny", replicas=2)
-    assert bench.collect([cell], 1, "c") == {}
-    assert bench.work(bench.Job(cell, 0, ("round-robin",), "", "c")) == 1
-    (kept,) = bench.collect([cell], 1, "c")["tiny"]["round-robin"]
-    assert kept.requests == 10
-    assert bench.collect([cell], 1, "other code") == {}
+@pytest.fixture
+def tiny(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`policy_runs` with a cache of its own, and a small cell."""
+    runs = importlib.import_module("benchmarks.policy_runs")
+    monkeypatch.setattr(runs, "CACHE", tmp_path)
+    small = bench.SOURCES["shared-prefix"]._replace(file="shared-prefix:groups=2,system=64")
+    monkeypatch.setitem(bench.SOURCES, "tiny", small)
+    return runs, bench.quick()[-1]._replace(name="tiny", source="tiny", replicas=2)
+
+
+def test_a_finished_run_is_kept_under_the_fingerprint_of_its_policy(tiny: Any) -> None:
+    runs, cell = tiny
+    path = runs.kept_at(cell, 0, "round-robin", "f")
+    assert runs.kept(path) is None
+    assert runs.work(runs.Job(cell, 0, (("round-robin", "f"),), "")) == 1
+    assert runs.kept(path).requests == 10
+    assert runs.kept(runs.kept_at(cell, 0, "round-robin", "another")) is None
+    assert runs.kept(runs.kept_at(cell, 1, "round-robin", "f")) is None
+    path.write_text('{"of": "another version"}')
+    assert runs.kept(path) is None
+
+
+def test_a_fingerprint_tells_policies_and_parameters_apart(tiny: Any) -> None:
+    runs, _ = tiny
+    names = ("default", "default:interference=0", "dynamo", "dynamo:overlap_weight=4")
+    prints = [runs.fingerprint(name)[1] for name in names]
+    assert len({*prints}) == len(prints)
+    assert runs.fingerprint("default")[1] == prints[0]
+
+
+def test_parameters_are_set_on_the_other_half(tiny: Any, bench: Any) -> None:
+    _, cell = tiny
+    assert bench.halves(5) == ([0, 1], [2, 3, 4])
+    choice = bench.variants("dynamo")
+    assert choice[0] == "dynamo" and len(choice) > 2 and bench.variants("random") == ["random"]
+
+    class Kept:
+        def of(self, cell: Any, sample: int, policy: str) -> Figures:
+            return of(0.5 if policy == choice[2] and sample > 2 else 1.0, 2.0)
+
+    assert bench.tune(Kept(), [cell], [3, 4], "dynamo") == choice[2]
+    assert bench.tune(Kept(), [cell], [0, 1], "dynamo") == "dynamo"
+
+
+def test_every_setting_builds(bench: Any) -> None:
+    runs = importlib.import_module("benchmarks.policy_runs")
+    fleet = runs.fleet_of("qwen3-32b/2xh100", 2)
+    for policy in bench.KNOBS:
+        for each in bench.variants(policy):
+            build_parts(runs.pool_of(each, fleet), each)
