@@ -23,17 +23,17 @@ class Resolver:
 
     def __init__(self, picker: Picker) -> None:
         self._picker = picker
-        self._version = 0
+        self._versions: list[tuple[str, int]] = []
         self._next = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def look(self, now: float) -> None:
         """Look names up if pools changed or it is time again; returns at once."""
         pools = self._picker.router.pools.values()
-        version = sum(pool.version for pool in pools)
-        if (version == self._version and now < self._next) or self._task is not None:
+        versions = [(pool.name, pool.version) for pool in pools]
+        if (versions == self._versions and now < self._next) or self._task is not None:
             return
-        self._version, self._next = version, now + _AGAIN_S
+        self._versions, self._next = versions, now + _AGAIN_S
         names = {
             each.endpoint for pool in pools for each in pool if not is_bare(host(each.endpoint))
         }

@@ -93,7 +93,6 @@ class Picker:
         self.router = router
         self.options = options = config.ext_proc
         self.metrics = router.metrics
-        self.follow(config)
         self.level = options.response_level
         self.ordered = options.endpoints == "ordered"
         self.subset = options.subset
@@ -110,34 +109,39 @@ class Picker:
         self.shadow = Shadow(router, config.shadow)
         # Endpoints by name ("host:port") -> "ip:port"; filled by `addresses.Resolver`.
         self.addresses: dict[str, str] = {}
-        self._ways = {name: Ways(pool, self.addresses) for name, pool in router.pools.items()}
+        self._ways: dict[str, Ways] = {}
+        self.follow(config)
 
     def follow(self, config: Config) -> None:
-        """A reload: limits and rules of bodies count from the next message on."""
+        """A reload: pools come and go; limits and rules of bodies count from the next message on.
+
+        Streams under way keep the ways of the pool that decided them.
+        """
         self.config = config
+        before = self._ways
+        self._ways = {
+            name: before[name]
+            if name in before and before[name].pool is pool
+            else Ways(pool, self.addresses)
+            for name, pool in self.router.pools.items()
+        }
+        self.predicted.follow()
         self.transfer_params: TransferParams = config.transfer_params
         self.body_bytes = config.limits.body_bytes
         self.buffered_most = config.limits.buffered_bytes
         self.text_bytes = config.limits.answer_text_bytes
 
     def ways(self, pool: str) -> Ways:
-        """The ways to one pool's replicas."""
+        """The ways to the replicas of a pool that decides now."""
         return self._ways[pool]
 
-    def way(self, pool: str, slot: int) -> Way:
-        """The way to a slot that a decision named a moment ago."""
-        way = self._ways[pool].fresh()[slot]
-        assert way is not None, "a decision names members only"
-        return way
-
-    def endpoint(self, decision: Decision, first: Way) -> bytes:
+    def endpoint(self, decision: Decision, ways: list[Way | None], first: Way) -> bytes:
         """What the gateway is told: one address, or the ordered list by config.
 
         A list names only replicas with the rank of the first: the rank header is one for all.
         """
         if not self.ordered or len(decision.choices) == 1:
             return first.endpoint
-        ways = self._ways[decision.pool].fresh()
         found: list[bytes] = []
         for slot in decision.choices:
             way = ways[slot]

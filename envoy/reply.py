@@ -19,7 +19,7 @@ from warmlane.router.types import Decision, Kind, Outcome
 
 if TYPE_CHECKING:
     from warmlane.envoy.messages import Received
-    from warmlane.envoy.picker import Picker, Way
+    from warmlane.envoy.picker import Picker, Way, Ways
     from warmlane.router.shadow import Beside
 
 log = logging.getLogger("warmlane.envoy")
@@ -66,11 +66,13 @@ class Reply:
         "_stream",
         "_trailers",
         "_way",
+        "_ways",
         "status",
     )
 
     status: tuple[int, str] | None
     _decision: Decision
+    _ways: Ways  # of the pool that decided, which a reload may take away meanwhile
 
     def __init__(self, picker: Picker, wake: Callable[[], None]) -> None:
         del wake  # decisions are made inside `receive`
@@ -203,8 +205,7 @@ class Reply:
         if part.status >= 400 or not self._stream:
             picker.router.first_token(self._decision.ticket, now)
         else:
-            decision = self._decision
-            picker.predicted.watch(decision.pool, decision.ticket, self._slot, now, end=False)
+            picker.predicted.watch(self._decision.ticket, self._slot, now, end=False)
 
     def _on_response_body(self, part: Received) -> None:
         answer, body = self._answer, part.body
@@ -247,8 +248,8 @@ class Reply:
     def _predict_end(self) -> None:
         """Nobody will see the end: the ticket's is predicted."""
         self._open = False
-        picker, decision = self._picker, self._decision
-        picker.predicted.watch(decision.pool, decision.ticket, self._slot, monotonic(), end=True)
+        ticket = self._decision.ticket
+        self._picker.predicted.watch(ticket, self._slot, monotonic(), end=True)
         self._count(self._http_status)
 
     def _served(self, address: str) -> None:
@@ -256,7 +257,7 @@ class Reply:
         if not self._open and self._beside is None:
             return
         decision = self._decision
-        slot = self._picker.ways(decision.pool).slot_of(address, decision.choices)
+        slot = self._ways.slot_of(address, decision.choices)
         if self._beside is not None:
             self._told(slot)
         if not self._open or slot < 0 or slot == self._slot:
@@ -293,7 +294,7 @@ class Reply:
     def _count(self, status: int) -> None:
         decision, way = self._decision, self._way
         if way is None or way.replica.slot != self._slot:  # it moved, or we did not choose
-            ways = self._picker.ways(decision.pool).fresh()
+            ways = self._ways.fresh()
             way = ways[self._slot] if self._slot >= 0 else None
         name = "" if way is None else way.replica.name
         self._picker.metrics.request_done(decision.pool, name, self._kind, status)

@@ -180,6 +180,7 @@ class Session(Reply):
             if not bodiless and method == "POST" and not (body and request.model):
                 self._check_model(head.path, body)
             prepared = picker.router.prepare(request, rand)
+            self._ways = picker.ways(prepared.target.pool)
             now = monotonic()
             if acts and not watching:
                 decision = self._decision = prepared.lane.decide(prepared, now, rand)
@@ -201,7 +202,8 @@ class Session(Reply):
             self._pass(kind, body)
             return
         prepared.lane.sent(decision.ticket, self._slot, done)
-        way = self._way = picker.way(decision.pool, self._slot)
+        way = self._way = self._ways.fresh()[self._slot]
+        assert way is not None, "a decision names members only"
         model = decision.model
         if not model and head.internal is not None and self._forced(head):
             model = request.model
@@ -216,7 +218,9 @@ class Session(Reply):
     def _answer_choice(self, kind: int, way: Way, body: bytes, out: bytes, bodiless: bool) -> None:
         """Queue the choice, and the body as it goes on."""
         picker, mode, last = self._picker, self._request_mode, not self._trailers
-        endpoint = picker.endpoint(self._decision, way) if picker.ordered else way.endpoint
+        endpoint = way.endpoint
+        if picker.ordered:
+            endpoint = picker.endpoint(self._decision, self._ways.fresh(), way)
         mutation = way.mutation
         if self._internal is not None:
             mutation += self._removals(way)

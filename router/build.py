@@ -62,7 +62,6 @@ class Running:
         )
         self.draining = False
         self.shadow: Shadow | None = None  # of the face that serves, if it compares decisions
-        self.fixed_pools = False  # the face cannot take pools that come or go
         self.followers: list[Callable[[Config], None]] = []  # faces that want each new config
         self._maintenance: asyncio.Task[None] | None = None
         attach(self.metrics, self.router.pools, self._index_stats, monotonic)
@@ -104,8 +103,8 @@ class Running:
         All but what `restart_needed` names changes at once, or nothing does.
         """
         try:
-            later = restart_needed(self.config, config, self.fixed_pools)
-            live = checked(_only_live(self.config, config, self.fixed_pools))
+            later = restart_needed(self.config, config)
+            live = checked(_only_live(self.config, config))
             keys, found = engine_keys(live), accesses(live)
             gone = self.router.reload(live)
         except ConfigError as error:
@@ -155,15 +154,13 @@ async def build(config: Config) -> Running:
     return running
 
 
-def restart_needed(old: Config, new: Config, fixed_pools: bool = False) -> list[str]:
+def restart_needed(old: Config, new: Config) -> list[str]:
     """Dotted paths of the differences that a running router cannot take over."""
     paths = _changed(old, new, _RESTART)
     paths += [f"limits.{name}" for name in _changed(old.limits, new.limits, _RESTART_LIMITS)]
     changed = _changed(old.timeouts, new.timeouts, _RESTART_TIMEOUTS)
     paths += [f"timeouts.{name}" for name in changed]
     before = {pool.name: pool for pool in old.pools}
-    if fixed_pools:
-        paths += [f"pools[{name}]" for name in before.keys() ^ {pool.name for pool in new.pools}]
     for pool in new.pools:
         changed = _changed(before.get(pool.name, PoolConfig()), pool, _RESTART_POOL)
         paths += [f"pools[{pool.name}].{name}" for name in changed]
@@ -174,18 +171,16 @@ def _changed(old: msgspec.Struct, new: msgspec.Struct, fields: tuple[str, ...]) 
     return [field for field in fields if getattr(old, field) != getattr(new, field)]
 
 
-def _only_live(old: Config, new: Config, fixed_pools: bool) -> Config:
+def _only_live(old: Config, new: Config) -> Config:
     """`new` with what needs a restart taken from `old`."""
     before = {pool.name: pool for pool in old.pools}
-    pools = new.pools
-    if fixed_pools:
-        after = {pool.name: pool for pool in new.pools}
-        pools = [after.get(pool.name, pool) for pool in old.pools]
     return msgspec.structs.replace(
         _kept(new, old, _RESTART),
         limits=_kept(new.limits, old.limits, _RESTART_LIMITS),
         timeouts=_kept(new.timeouts, old.timeouts, _RESTART_TIMEOUTS),
-        pools=[_kept(pool, before.get(pool.name, PoolConfig()), _RESTART_POOL) for pool in pools],
+        pools=[
+            _kept(pool, before.get(pool.name, PoolConfig()), _RESTART_POOL) for pool in new.pools
+        ],
     )
 
 

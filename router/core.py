@@ -235,6 +235,11 @@ class Router:
         """The decision that would be made now, with everything that led to it. Reserves nothing."""
         return explain(self.prepare(request, rand), now, rand)
 
+    def lane_of(self, ticket: int) -> Lane | None:
+        """The lane that decided this ticket; None: its pool is gone, and all of its tickets."""
+        lane = self._by_number[ticket >> TICKET_BITS]
+        return lane if isinstance(lane, Lane) else None
+
     def fixed_target(self, model: str) -> Target | None:
         """Where every request for this name goes until a pool changes; None: that depends."""
         return self.catalog.fixed(model)

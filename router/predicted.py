@@ -60,7 +60,8 @@ class _Watched:
 class Predicted:
     """Predicted first tokens and ends of one router's tickets. `tick` belongs into a heartbeat.
 
-    The router's pools must stay the same objects.
+    `follow` is to be called after each reload of the router. Lanes are known by their numbers,
+    which are never used again, so that a pool that is gone is served to its last ticket.
     """
 
     def __init__(
@@ -71,12 +72,22 @@ class Predicted:
     ) -> None:
         self._prefill = prefill_tokens_per_s
         self._output = output_tokens_per_s
-        self._lanes = router.lanes
+        self._router = router
         self._metrics = router.metrics
         self._most = int(_MOST_SHARE * router.config.limits.tickets)
-        self._watched: dict[tuple[str, int], _Watched] = {}
-        for name, pool in router.pools.items():
-            pool.on_load(_OnLoad(self, name))
+        self._watched: dict[tuple[int, int], _Watched] = {}  # by number of the lane, and slot
+        self._followed: set[int] = set()
+        self._leaving: list[tuple[int, int]] = []  # of pools that are gone
+        self.follow()
+
+    def follow(self) -> None:
+        """Hear scrapes of pools that are new; forget those that are gone when nothing is open."""
+        lanes = {lane.number: lane for lane in self._router.lanes.values()}
+        for number, lane in lanes.items():
+            if number not in self._followed:
+                self._followed.add(number)
+                lane.pool.on_load(_OnLoad(self, number))
+        self._leaving = [key for key in self._watched if key[0] not in lanes]
 
     def __len__(self) -> int:
         """Tickets whose end is predicted here."""
@@ -84,14 +95,18 @@ class Predicted:
 
     def pace(self, pool: str, slot: int) -> float:
         """Factor on predicted times of a replica."""
-        watched = self._watched.get((pool, slot))
+        watched = self._watched.get((self._router.lanes[pool].number, slot))
         return 1.0 if watched is None else watched.pace
 
-    def watch(self, pool: str, ticket: int, slot: int, now: float, *, end: bool) -> None:
+    def watch(self, ticket: int, slot: int, now: float, *, end: bool) -> None:
         """Predict the first token of a request that was just sent; with `end` its end too."""
-        watched = self._watched.get((pool, slot))
+        key = (ticket >> TICKET_BITS, slot)
+        watched = self._watched.get(key)
         if watched is None:
-            watched = self._watched[(pool, slot)] = _Watched(self._lanes[pool])
+            found = self._router.lane_of(ticket)
+            if found is None:  # its pool is gone, and it was closed by its age
+                return
+            watched = self._watched[key] = _Watched(found)
         lane, pace = watched.lane, watched.pace
         # `pace` is corrected by ends that are predicted. Where ends are seen nothing corrects it,
         # and the pace that the engine's own counters tell takes the place of the guess.
@@ -117,6 +132,12 @@ class Predicted:
                     lane.first_token(ticket, now)
             while ends and ends[0][0] <= now:
                 self._close_next(watched, now)
+        for key in self._leaving:
+            watched = self._watched[key]
+            if not watched.firsts and not watched.ends:
+                del self._watched[key]
+        if self._leaving:
+            self._leaving = [key for key in self._leaving if key in self._watched]
 
     def _close_next(self, watched: _Watched, now: float) -> None:
         """Close the ticket that is due next, whether it is time or not."""
@@ -124,9 +145,9 @@ class Predicted:
         if lane.pool.ledger.slot_of(ticket & _MASK) >= 0:
             lane.close(ticket, _OK, now)
 
-    def on_load(self, pool: str, replica: Replica) -> None:
+    def on_load(self, number: int, replica: Replica) -> None:
         """A scrape of a replica: compare its count with the tickets that are watched here."""
-        load, watched = replica.load, self._watched.get((pool, replica.slot))
+        load, watched = replica.load, self._watched.get((number, replica.slot))
         if load is None or watched is None or not watched.ends:
             return
         ends, lane = watched.ends, watched.lane
@@ -143,14 +164,14 @@ class Predicted:
 
 
 class _OnLoad:
-    """The pool's load listener, which knows the pool's name."""
+    """A pool's load listener, which knows the number of its lane."""
 
-    __slots__ = ("_pool", "_predicted")
+    __slots__ = ("_number", "_predicted")
 
-    def __init__(self, predicted: Predicted, pool: str) -> None:
+    def __init__(self, predicted: Predicted, number: int) -> None:
         self._predicted = predicted
-        self._pool = pool
+        self._number = number
 
     def __call__(self, replica: Replica, previous: LoadSnapshot | None) -> None:
         del previous
-        self._predicted.on_load(self._pool, replica)
+        self._predicted.on_load(self._number, replica)

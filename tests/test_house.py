@@ -87,6 +87,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.sim.lab*", 6),
     ("warmlane.router.sim.replay", 8),  # a command; shows a progress bar
     ("warmlane.router.sim.replay*", 6),
+    ("warmlane.router.command", 8),  # argv and signals of the two below
     ("warmlane.router.serve", 8),  # build, proxy and admin joined; a command
     ("warmlane.router.audit", 8),
     ("warmlane.router.audit_table", 8),

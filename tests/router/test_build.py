@@ -159,7 +159,6 @@ def test_restart_needed_names_dotted_paths() -> None:
     ]
     come = msgspec.structs.replace(config, pools=[PoolConfig(name="b")])
     assert restart_needed(config, come) == []
-    assert restart_needed(config, come, True) == ["pools[b]", "pools[default]"]
 
 
 async def test_pools_come_and_go_with_their_feeds(caplog: pytest.LogCaptureFixture) -> None:
@@ -197,21 +196,6 @@ async def test_pools_come_and_go_with_their_feeds(caplog: pytest.LogCaptureFixtu
             await until(lambda: not any(feed in each.get_name() for each in asyncio.all_tasks()))
             assert "event=pool_removed pool=b inflight=1" in caplog.text
             assert 'pool="b",replica=' not in running.metrics.render().decode()
-        finally:
-            await running.close()
-
-
-async def test_a_face_with_fixed_pools_keeps_them() -> None:
-    async with Engine() as one:
-        config = config_of(one)
-        running = await build(config)
-        try:
-            running.fixed_pools = True
-            new = msgspec.structs.replace(config, pools=[PoolConfig(name="b")], zone="z")
-            assert running.reload(new) == ["pools[b]", "pools[default]"]
-            assert list(running.router.pools) == ["default"]
-            assert running.config.zone == "z"
-            assert [pool.name for pool in running.config.pools] == ["default"]
         finally:
             await running.close()
 

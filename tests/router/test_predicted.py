@@ -25,7 +25,7 @@ def send(router: Router, predicted: Predicted, now: float, *, end: bool = True) 
     decision = router.decide(request, now, 1)
     slot = decision.choices[0]
     router.sent(decision.ticket, slot, now)
-    predicted.watch("default", decision.ticket, slot, now, end=end)
+    predicted.watch(decision.ticket, slot, now, end=end)
     return decision.ticket, slot
 
 
