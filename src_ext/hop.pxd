@@ -17,7 +17,7 @@ from warmlane._core.scan cimport Plain
 
 cdef enum:
     ROOM = 98304            # bytes of a pooled request buffer: a head and 64 KB
-    SPARES = 64             # pooled buffers
+    SLABS = 4               # of pooled buffers: 84 of them; what is beyond comes and goes
     MOST_BODY = 1048576     # larger bodies go the other way
 
 
@@ -38,14 +38,18 @@ cdef class Shared:
     cdef dict leads                     # model name as written -> Lead
     cdef uint8_t *work                  # scratch for scans
     cdef size_t work_room
-    cdef uint8_t *spare[64]
+    cdef void *slab[4]
+    cdef uint8_t *slab_at[4]            # where their buffers begin
+    cdef int slabs
+    cdef uint8_t *spare[84]             # buffers of the slabs that nobody uses
     cdef int spares
     cdef uint64_t seed
 
     cdef Lead lead_of(self, const Plain *plain)
     cdef uint8_t *work_for(self, size_t size) except NULL
+    cdef uint8_t *add_slab(self) except NULL
     cdef uint8_t *take_room(self) except NULL
-    cdef void give_room(self, uint8_t *room, size_t size) noexcept
+    cdef void give_room(self, uint8_t *room) noexcept
     cdef uint64_t chance(self) noexcept
 
 
