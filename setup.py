@@ -10,6 +10,7 @@ Switches (environment variables, "1" turns one on):
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,25 @@ def nghttp2() -> dict[str, list[str]] | None:
     return {"cflags": [], "ldflags": ["-lnghttp2"]} if done.returncode == 0 else None
 
 
+def headers_of(source: Path, root: Path) -> list[str]:
+    """The headers of ours that a module reads, by #include, extern and cimport, at any depth."""
+    found: set[Path] = set()
+    open_ = [path for path in (source, source.with_suffix(".pxd")) if path.exists()]
+    while open_:
+        text = open_.pop().read_text(encoding="utf-8")
+        names = re.findall(r'(?:#include|cdef extern from) "([\w/]+\.h)"', text)
+        names += [
+            f"{name.replace('.', '/')}.pxd"
+            for name in re.findall(r"from warmlane\._core\.([\w.]+) cimport", text)
+        ]
+        for name in names:
+            path = next((path for path in (root / name, root / "h2" / name) if path.exists()), None)
+            if path is not None and path not in found:
+                found.add(path)
+                open_.append(path)
+    return sorted(str(path) for path in found)
+
+
 def h2_extensions(
     root: Path, cflags: list[str], ldflags: list[str], macros: list[tuple[str, str]]
 ) -> list[Extension]:
@@ -76,13 +96,12 @@ def h2_extensions(
         if wanted:
             sys.exit("warmlane: WARMLANE_H2=1 asks for it")
         return []
-    headers = sorted(str(path) for path in (*root.glob("h2/*.h"), *root.glob("h2/*.pxd")))
     return [
         Extension(
             f"warmlane._core.h2.{path.stem}",
             [str(path)],
             include_dirs=[str(root)],
-            depends=headers,
+            depends=headers_of(path, root),
             define_macros=macros,
             extra_compile_args=[*cflags, *found["cflags"]],
             extra_link_args=[*ldflags, *found["ldflags"]],
@@ -103,13 +122,12 @@ def extensions() -> list[Extension]:
         cflags += ["-march=native"]
     macros = [("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if switch("TRACE") else []
     root = Path("src") / "warmlane" / "_core"
-    headers = sorted(str(path) for path in root.glob("*.h"))
     return [
         Extension(
             f"warmlane._core.{path.stem}",
             [str(path)],
             include_dirs=[str(root)],
-            depends=headers,
+            depends=headers_of(path, root),
             define_macros=macros,
             extra_compile_args=cflags,
             extra_link_args=ldflags,
