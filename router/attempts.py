@@ -30,14 +30,17 @@ class Fault(StrEnum):
     SERVER = "server"  # another 5xx of the engine: never retried, the request may be the cause
     BACKPRESSURE = "backpressure"  # 429, or the engine's own 503: full, not ill
     ABORTED = "aborted"  # 200 with finish_reason "abort" and no token: a draining engine
+    MISSING = "missing"  # this replica lacks the model or adapter, and could not load it
     ERROR_EVENT = "error_event"  # an error inside a 200 stream before any token
 
 
-COUNTED: Final = frozenset(Fault) - {Fault.BACKPRESSURE}
+COUNTED: Final = frozenset(Fault) - {Fault.BACKPRESSURE, Fault.MISSING}
 RETRYABLE: Final = frozenset(Fault) - {Fault.SERVER}
 # Statuses whose body must be seen before they can be judged or retried.
 SUSPECT: Final = frozenset({429, 502, 503, 504})
-HELD: Final = SUSPECT | {500}  # a 500 is the request's fault, or the last word of a dying engine
+# A 500 is the request's fault, or the last word of a dying engine; a 404 the path's, or this
+# replica lacks what another has.
+HELD: Final = SUSPECT | {404, 500}
 
 
 def classify(status: int, openai_error: bool) -> Fault | None:
@@ -117,6 +120,10 @@ class Attempts:
         """Slots that were given out, the first choice included."""
         return len(self._tried)
 
+    def was_tried(self, slot: int) -> bool:
+        """Whether it was given out."""
+        return slot in self._tried
+
     def next(
         self,
         fault: Fault,
@@ -138,7 +145,8 @@ class Attempts:
         if slot < 0:
             others = rest(fault is Fault.BACKPRESSURE)
             slot = next((each for each in others if each not in tried), -1)
-        if slot < 0 or not self._budget.take(now):
+        # An engine refuses a name that it lacks at once: that is no load worth a budget.
+        if slot < 0 or (fault is not Fault.MISSING and not self._budget.take(now)):
             return -1
         self._left -= 1
         tried.add(slot)

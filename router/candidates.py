@@ -26,6 +26,7 @@ class CandidateColumns:
     """Implements `interfaces.Candidates` over a pool and its ledger."""
 
     __slots__ = (
+        "_adapter_s",
         "_foreign_prefill",
         "_foreign_requests",
         "_pool",
@@ -64,6 +65,7 @@ class CandidateColumns:
         self._foreign_requests = array("d")
         self._foreign_prefill = array("d")
         self._waiting = array("d")
+        self._adapter_s = array("d")
         self.no_hits = array("d")
         self.hit_tokens = self.no_hits
         self.mask = array("B")
@@ -92,9 +94,22 @@ class CandidateColumns:
             cost.blend(waiting, 1.0, pool.foreign_waiting, 1.0, waiting)
         return waiting
 
+    @property
+    def adapter_s(self) -> array[float] | None:
+        """Seconds that the request's adapter costs, by slot; made when asked. None without one."""
+        if not self.adapter:
+            return None
+        self._pool.adapters.costs(self.adapter, self.now, self._adapter_s)
+        return self._adapter_s
+
+    def can_load(self, slot: int) -> bool:
+        """Whether the router may load the request's adapter there."""
+        return self._pool.adapters.can_load(slot, self.adapter)
+
     def resize(self) -> None:
         """After the pool changed: columns of its length."""
         size = len(self.replicas)
+        self._adapter_s = array("d", bytes(8 * size))
         self.no_hits = array("d", bytes(8 * size))
         self.hit_tokens = self.no_hits
         self._waiting = array("d", bytes(8 * size))

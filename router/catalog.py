@@ -129,6 +129,9 @@ class Catalog:
                     found[name] = _entry(name, max_model_len=listed.max_model_len)
                 for name, base in listed.adapters.items():
                     found[name] = _entry(name, parent=base, max_model_len=listed.max_model_len)
+            for name in pool.config.adapters.sources:
+                if pool.adapters.source(name):
+                    found.setdefault(name, _entry(name, parent=pool.adapters.base() or None))
         for table in self._rewrites.values():
             for name in table.exact:
                 found.setdefault(name, _entry(name))
@@ -149,7 +152,7 @@ class Catalog:
         if target is not None:
             self._targets[name] = target
             return target
-        target = self._unknown_target(name)
+        target = self._loadable_target(name) or self._unknown_target(name)
         if len(name) <= _MAX_GUESSES:
             if len(self._guesses) >= _MAX_GUESSES:
                 self._guesses.clear()
@@ -202,7 +205,7 @@ class Catalog:
             if base is None:
                 return Target(pool, engine_name, "", engine_name)
             return Target(pool, base, engine_name, engine_name)
-        base = model or _base_of(self._pools[pool], adapter) or ""
+        base = model or _base_of(self._pools[pool], adapter) or self._pools[pool].adapters.base()
         return Target(pool, base, adapter, adapter)
 
     def _served_target(self, name: str) -> Target | None:
@@ -219,18 +222,19 @@ class Catalog:
                     return self._named_target(pool.name, name, "", name)
         return None
 
+    def _loadable_target(self, name: str) -> Target | None:
+        """The first pool whose replicas could load an adapter of that name."""
+        for pool in self._pools.values():
+            if pool.adapters.source(name) and not pool.adapters.nowhere(name):
+                return Target(pool.name, pool.adapters.base(), name, name)
+        return None
+
     def _unknown_target(self, name: str) -> Target:
         """To a pool that may still serve it: one with a replica whose list nobody has read."""
         pools = [self._pools[self._default], *self._pools.values()]
         open_pool = next((pool for pool in pools if not name or not _is_listed(pool)), None)
         if open_pool is None:
-            raise RequestError(
-                404,
-                f"The model `{name}` does not exist.",
-                kind="NotFoundError",
-                param="model",
-                code="model_not_found",
-            )
+            raise no_such_model(name)
         return Target(open_pool.name, name, "", name)
 
     def _on_change(self, event: str, replica: Replica) -> None:
@@ -243,6 +247,17 @@ class Catalog:
         self._guesses.clear()
         for listener in self._listeners:
             listener()
+
+
+def no_such_model(name: str) -> RequestError:
+    """404 as vLLM answers it."""
+    return RequestError(
+        404,
+        f"The model `{name}` does not exist.",
+        kind="NotFoundError",
+        param="model",
+        code="model_not_found",
+    )
 
 
 def _is_listed(pool: Pool) -> bool:

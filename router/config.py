@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from warmlane.router.config_adapters import Adapters
 from warmlane.router.config_envoy import ExtProc, ShadowConfig
 from warmlane.router.types import ReplicaSpec
 
@@ -148,6 +149,7 @@ class PoolConfig(Tree, frozen=True, kw_only=True):
         str,
         _note("events of the KV caches: off, auto (engines tell where), or EVENTS[,REPLAY]"),
     ] = "off"
+    adapters: Annotated[Adapters, _note("LoRA adapters that may be loaded")] = Adapters()
     policy: Annotated[
         str,
         _note("default, round-robin, least-requests, random, or a scorer that decides alone"),

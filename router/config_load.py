@@ -16,6 +16,7 @@ import msgspec
 import yaml
 
 from warmlane.router.config import Config, ModelConfig, PoolConfig
+from warmlane.router.config_adapters import check_adapters
 from warmlane.router.config_events import check_events
 from warmlane.router.config_kube import check_kubernetes, check_leader
 from warmlane.router.errors import ConfigError
@@ -202,6 +203,7 @@ def _check_pool(pool: PoolConfig, where: str, config: Config) -> None:
             " set one of the two"
         )
     check_events(pool.kv_events, f"{where}.kv_events")
+    check_adapters(pool.adapters, f"{where}.adapters")
     for spec in pool.replicas if pool.kv_events == "off" else ():
         if spec.kv_events not in ("", "off"):
             raise ConfigError(

@@ -30,6 +30,7 @@ class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the table. order 0 is the choice; None: filtered out or beyond the choices.
 
     view: where its hits come from; view_note: why not from its events, or how they are spread.
+    adapter, adapter_s: state of the request's adapter there, and the seconds that it costs.
     doubt: why its predicted hits lastingly do not come true (`watchdog`), "" while they do.
     """
 
@@ -52,6 +53,8 @@ class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
     placed_tokens: float = 0.0
     waiting: float = 0.0
     kv_usage: float = 0.0
+    adapter: str = ""
+    adapter_s: float = 0.0
     load_age_s: float | None = None
 
 
@@ -113,6 +116,8 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
             placed_tokens=pool.placed_tokens[slot],
             waiting=waiting[slot],
             kv_usage=pool.kv_usage[slot],
+            adapter=pool.adapters.state(slot, target.adapter) if target.adapter else "",
+            adapter_s=pool.adapters.cost(slot, target.adapter, now) if target.adapter else 0.0,
             load_age_s=pool.load_age_s(slot, now),
         )
         for slot, each in enumerate(pool.replicas)

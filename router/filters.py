@@ -26,7 +26,8 @@ class Ready:
 
 
 class Served:
-    """Only replicas that have the model, or the adapter, by their own /v1/models.
+    """Only replicas that have the model, or the adapter, by their own /v1/models, and those on
+    which the router may load the adapter.
 
     A replica whose list is not known yet is believed: its engine answers 404 itself.
     """
@@ -40,7 +41,7 @@ class Served:
             if replica.models is None:
                 return True
             if adapter:
-                return adapter in replica.models.adapters
+                return adapter in replica.models.adapters or candidates.can_load(replica.slot)
             return not model or model in replica.models.models
 
         return _drop(candidates, mask, served)

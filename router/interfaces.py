@@ -81,6 +81,15 @@ class Candidates(Protocol):
     @property
     def waiting(self) -> array[float]: ...
     @property
+    def adapter_s(self) -> array[float] | None:
+        """'d', seconds that the request's adapter costs there; None for a request without one."""
+        ...
+
+    def can_load(self, slot: int) -> bool:
+        """Whether the router may load the request's adapter on a replica that lacks it."""
+        ...
+
+    @property
     def version(self) -> int:
         """Grows with every change of membership, state or models: caches hang on it."""
         ...

@@ -19,6 +19,7 @@ from warmlane.router.catalog import Target
 from warmlane.router.config import Config, PoolConfig
 from warmlane.router.decide import LAST_RESORT, RETRY_AFTER_S, Decider
 from warmlane.router.errors import NoReplica
+from warmlane.router.lane_open import Open
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool
 from warmlane.router.prefix import PrefixKey, next_turn
@@ -55,18 +56,6 @@ class Prepared(msgspec.Struct, eq=False):
     key: PrefixKey
 
 
-class _Open(msgspec.Struct, eq=False, gc=False):
-    """What later events of one ticket need. Leads back to no lane: no cycle for the collector."""
-
-    decision: Decision
-    request: Request
-    key: PrefixKey
-    raw_hit: float  # predicted hit tokens before trust, on `slot`
-    slot: int
-    target: Target
-    sent_to: int = -1
-
-
 class Lane(Desk):
     """Decisions and tickets of one pool. `number` is in the high bits of its tickets."""
 
@@ -84,7 +73,7 @@ class Lane(Desk):
         self._has_view = config.index.view != "none"
         self._metrics = metrics
         self._high = number << TICKET_BITS
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, Open] = {}
         self._ledger = pool.ledger
         self._trust = self.view.trust
         self.watchdog = Watchdog(pool, self.view.facts)
@@ -185,7 +174,10 @@ class Lane(Desk):
             adapter=adapter,
             fallback=fallback,
         )
-        self._open[ticket] = _Open(decision, request, key, raw_hit, first, target)
+        self._open[ticket] = Open(decision, request, key, raw_hit, first, target)
+        if adapter:
+            state = pool.adapters.opened(first, adapter, now)
+            self._metrics.count("warmlane_adapter_requests_total", self._name, state)
         return decision
 
     # For the compiled path
@@ -223,7 +215,7 @@ class Lane(Desk):
         key = PrefixKey(
             course.keys, "text", course.prompt_size, self.view.text_block_bytes, course.root
         )
-        opened = _Open(decision, request, key, course.raw_hit, slot, target)
+        opened = Open(decision, request, key, course.raw_hit, slot, target)
         if course.back is not None:
             opened.sent_to = slot
         self._open[course.ticket] = opened
@@ -316,7 +308,10 @@ class Lane(Desk):
         if opened is None or slot < 0:
             return False
         self._metrics.duration(self._name, seconds)
-        if outcome.status == "ok":
+        ok, adapter = outcome.status == "ok", opened.decision.adapter
+        if adapter:
+            self.pool.adapters.closed(slot, adapter, seconds if ok else None)
+        if ok:
             self._learn(opened, slot, outcome, now)
         return True
 
@@ -324,7 +319,9 @@ class Lane(Desk):
         """Close what nobody closed, sweep the index, free slots. True while work remains."""
         leaked = self._ledger.expire(older_than)
         for number in leaked:
-            self._open.pop(number, None)
+            opened = self._open.pop(number, None)
+            if opened is not None:
+                self.pool.adapters.closed(opened.slot, opened.decision.adapter, None)
         if leaked:
             self._metrics.leaked_tickets(len(leaked))
         for slot, told, chat, requests, prompt, predicted, cached in self.take_evidence():
@@ -339,13 +336,15 @@ class Lane(Desk):
         self.watchdog.look(now)
         return remains
 
-    def _move(self, opened: _Open, number: int, slot: int) -> None:
-        hit = _hit_on(opened.decision, slot)
+    def _move(self, opened: Open, number: int, slot: int) -> None:
+        hit = opened.decision.hit_on(slot)
         self._ledger.moved(number, slot, opened.decision.prompt_tokens - hit)
+        if opened.decision.adapter:
+            self.pool.adapters.moved(opened.slot, slot, opened.decision.adapter)
         opened.slot = slot
         opened.raw_hit = hit / self.view.trust.factors[slot]
 
-    def _learn(self, opened: _Open, slot: int, outcome: Outcome, now: float) -> None:
+    def _learn(self, opened: Open, slot: int, outcome: Outcome, now: float) -> None:
         """What a good answer teaches: lengths, trust, and the text of the next turn."""
         decision, key = opened.decision, opened.key
         output, cached = outcome.output_tokens, outcome.cached_tokens
@@ -365,7 +364,7 @@ class Lane(Desk):
             self._trust.answered(slot, opened.raw_hit, cached, prompt, now)
         replica = self.pool.replicas[slot]
         assert replica is not None, "a slot with an open ticket is never freed"
-        self._metrics.hit(self._name, replica.name, _hit_on(decision, slot), cached, prompt)
+        self._metrics.hit(self._name, replica.name, decision.hit_on(slot), cached, prompt)
         traits = traits_of(opened.request, decision.adapter, decision.view)
         self.watchdog.answered(slot, traits, opened.raw_hit, cached, prompt)
         if is_text and outcome.text:
@@ -389,11 +388,3 @@ class Lane(Desk):
             status=429,
             retry_after_s=RETRY_AFTER_S,
         )
-
-
-def _hit_on(decision: Decision, slot: int) -> int:
-    """Predicted hit tokens on a slot; 0 for one that was not among the choices."""
-    choices, hits = decision.choices, decision.hit_tokens
-    if slot == choices[0]:
-        return hits[0]
-    return hits[choices.index(slot)] if slot in choices else 0

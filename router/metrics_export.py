@@ -65,6 +65,9 @@ _PER_REPLICA: Final[dict[str, Callable[[Pool, Replica, float], float | None]]] =
         lambda pool, replica, now: pool.load_age_s(replica.slot, now)
     ),
     "warmlane_replica_exact": lambda _, replica, __: replica.exact,
+    "warmlane_replica_adapters": lambda _, replica, __: (
+        None if replica.models is None else len(replica.models.adapters) or None
+    ),
     "warmlane_replica_asleep": _load(lambda load: load.asleep),
     "warmlane_engine_prefix_query_tokens_total": _load(lambda load: load.prefix_queries),
     "warmlane_engine_prefix_hit_tokens_total": _load(lambda load: load.prefix_hits),

@@ -87,6 +87,17 @@ FAMILIES: Final = (
     Family("warmlane_kv_event_troubles_total", "counter", ("pool", "replica", "kind"),
            "What befell a stream of events: gap, missed (batches), restart, reconnect, broken,"
            " replay (asked), replayed, replay_gap, replay_no_end, replay_failed, relearn, ..."),
+    # Adapters
+    Family("warmlane_adapter_requests_total", "counter", ("pool", "state"),
+           "Requests with a LoRA adapter by its state on the chosen replica: active, registered,"
+           " loading or absent."),
+    Family("warmlane_adapter_loads_total", "counter", ("pool", "replica", "result"),
+           "Loads of adapters; result is loaded, restored (after a restart of the engine), failed,"
+           " not_found, disabled, timeout or gone."),
+    Family("warmlane_adapter_load_milliseconds_total", "counter", _R,
+           "Time that successful load calls took."),
+    Family("warmlane_adapter_unloads_total", "counter", ("pool", "replica", "result"),
+           "Cold adapters that made room; result is unloaded or failed."),
     Family("warmlane_discovery_failures_total", "counter", ("pool", "source"),
            "Discovery rounds that failed and kept the old list; source is file, dns, srv or "
            "kubernetes."),
@@ -115,6 +126,8 @@ FAMILIES: Final = (
            "Share of KV cache held by running requests, by the engine's metrics."),
     Family("warmlane_replica_scrape_age_seconds", "gauge", _R,
            "Age of the load snapshot; absent before the first one."),
+    Family("warmlane_replica_adapters", "gauge", _R,
+           "LoRA adapters that the engine lists; absent without any."),
     Family("warmlane_replica_asleep", "gauge", _R, "1 if the engine says that it sleeps."),
     Family("warmlane_prediction_doubt", "gauge", ("pool", "replica", "cause"),
            "1 while predicted and actual hits lastingly disagree, with the likely cause."),

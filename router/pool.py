@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterator
 
 from warmlane._core.ledger import Ledger
+from warmlane.router.adapters import AdapterTable
 from warmlane.router.config import Limits, PoolConfig
 from warmlane.router.config_load import normal_spec
 from warmlane.router.errors import ConfigError
@@ -96,6 +97,7 @@ class Pool:
         self.foreign_tokens = array("d")
         self.has_foreign = False
         self.pace = PrefillPace()
+        self.adapters = AdapterTable(self)
         self.mean_uncached_tokens = _FOREIGN_TOKENS
         self._faded_at: float | None = None
         self._limit = limits.replicas
@@ -134,6 +136,7 @@ class Pool:
         self.placed_tokens[slot] = min(others, default=0.0)
         replica = Replica(spec, slot, self.initial)
         self.pace.forget(slot)
+        self.adapters.reset(slot)
         self.replicas[slot] = self._names[spec.name] = replica
         self.ready[slot] = self.initial is ReplicaState.READY
         self._changed("added", replica)
@@ -195,7 +198,7 @@ class Pool:
 
     def on_change(self, listener: Listener) -> None:
         """Call `listener(event, replica)` after a change: "added", "removed",
-        "state", "models", "labels" or "tokens"."""
+        "state", "models", "labels", "tokens" or "adapters"."""
         self._listeners.append(listener)
 
     def on_load(self, listener: LoadListener) -> None:
@@ -234,6 +237,12 @@ class Pool:
         replica.models = models
         self._changed("models", replica)
         return True
+
+    def adapters_changed(self, slot: int) -> None:
+        """Which adapters may be loaded on a replica is not as before."""
+        replica = self.replicas[slot]
+        if replica is not None:
+            self._changed("adapters", replica)
 
     def set_token_features(self, slot: int, features: int) -> None:
         """What was proven of a replica's tokenizer (bits); 0 until it is asked."""
@@ -297,7 +306,8 @@ class Pool:
         self.mean_uncached_tokens += _MEAN_STEP * (uncached_tokens - self.mean_uncached_tokens)
 
     def fade(self, now: float) -> None:
-        """Forget old placements; to be called now and then."""
+        """Forget old placements and refusals; to be called now and then."""
+        self.adapters.tick(now)
         if self._faded_at is not None and now > self._faded_at:
             kept = 0.5 ** ((now - self._faded_at) / _PLACED_HALF_LIFE_S)
             for slot in range(len(self.placed_tokens)):

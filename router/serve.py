@@ -89,6 +89,7 @@ async def start(config: Config, reload: Callable[[], Config] | None = None) -> S
             proxy = await start_proxy(running.router, config)
         running.followers.append(proxy.state.follow)
         proxy.state.tokens = running.feeds.tokens
+        proxy.state.adapters = running.feeds.adapters
         running.shadow = proxy.state.shadow = Shadow(running.router, config.shadow)
 
         def again() -> list[str]:

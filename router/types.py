@@ -145,6 +145,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     adapter: str = ""
     fallback: str = ""
 
+    def hit_on(self, slot: int) -> int:
+        """Predicted hit tokens on a slot; 0 for one that is not among the choices."""
+        choices, hits = self.choices, self.hit_tokens
+        if slot == choices[0]:
+            return hits[0]
+        return hits[choices.index(slot)] if slot in choices else 0
+
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What then happened, told once at close.

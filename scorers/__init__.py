@@ -24,10 +24,7 @@ BUILTIN: Final[Mapping[str, str]] = {
     "zone": "warmlane.scorers.zone:Zone",
 }
 
-DEFAULT_MIX: Final[tuple[str | dict[str, Any], ...]] = (
-    {"name": "price", "weight": 1.0},
-    {"name": "lora", "weight": 0.5},
-)
+DEFAULT_MIX: Final[tuple[str | dict[str, Any], ...]] = ({"name": "price", "weight": 1.0},)
 # Policy "weighted": ratios on a shared scale, for those who want to set weights.
 WEIGHTED_MIX: Final[tuple[str | dict[str, Any], ...]] = (
     {"name": "prefix_hit", "weight": 2.0},

@@ -1,18 +1,22 @@
 """The price of each replica for everybody: the policy "default" (docs/policies.md).
 
 One sum in tokens of prefill replaces a mix of ratios: what is in line, what is new, what that
-delays in those who run there and in those who come later, and the copy of a prefix that another
-replica holds. 1.0 stands for free, 0.0 for the dearest eligible replica.
+delays in those who run there and in those who come later, the copy of a prefix that another
+replica holds, and the load of an adapter with what it displaces. 1.0 stands for free, 0.0 for the
+dearest eligible replica.
 """
 
 from __future__ import annotations
 
 from array import array
+from typing import Final
 
 from warmlane._core import cost
 from warmlane._core.price import Price
 from warmlane.router.interfaces import Candidates
 from warmlane.router.types import Request
+
+SECONDS_PER_TOKEN: Final = 40e-6  # of prefill, the default of `Price`
 
 
 class PriceScorer:
@@ -20,6 +24,7 @@ class PriceScorer:
 
     def __init__(self, **constants: float) -> None:
         self.price = Price(**constants)
+        self._per_s = 1.0 / constants.get("seconds_per_token", SECONDS_PER_TOKEN)
 
     def score(self, request: Request, candidates: Candidates) -> array[float]:
         out = candidates.out
@@ -32,5 +37,9 @@ class PriceScorer:
             candidates.mask,
             out,
         )
+        adapter_s = candidates.adapter_s
+        if adapter_s is not None:
+            cost.blend(out, 1.0, adapter_s, self._per_s, out)
+            greatest = cost.greatest(out, candidates.mask)
         cost.saturate(out, greatest, out)
         return out

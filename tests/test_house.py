@@ -60,6 +60,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.trust", 3),
     ("warmlane.router.watchdog", 3),
     ("warmlane.router.pool", 3),
+    ("warmlane.router.adapters", 3),
     ("warmlane.router.pace", 3),
     ("warmlane.router.candidates", 3),
     ("warmlane.router.catalog", 3),

@@ -19,6 +19,7 @@ from warmlane.router.catalog import Catalog
 from warmlane.router.config import Config, PoolConfig
 from warmlane.router.errors import ConfigError
 from warmlane.router.exact import ExactView
+from warmlane.router.feeds.adapters import AdapterFeed
 from warmlane.router.feeds.client import engine_headers, open_session
 from warmlane.router.feeds.discovery import Watch, sources
 from warmlane.router.feeds.kube import KIND, KubeFeed, accesses
@@ -73,6 +74,7 @@ class Feeds:
         self._pace = Pace()
         self._session: aiohttp.ClientSession | None = None
         self.events = EventFeeds(exact, metrics, Hub(clock))
+        self.adapters = AdapterFeed(metrics, clock)
         self.tokens: TokenFeed | None = None  # where a pool names a tokenizer
         self._tasks: dict[tuple[str, str], list[asyncio.Task[None]]] = {}
         self._watches: dict[str, list[asyncio.Task[None]]] = {}
@@ -100,8 +102,10 @@ class Feeds:
             self.tokens = _tokens()(
                 self.pools, self._config, self.metrics, self._session, self._headers
             )
+        self.adapters.session, self.adapters.headers = self._session, self._headers
         for pool in self.pools.values():
             pool.on_change(partial(self._on_change, pool))
+            self.adapters.watch(pool)
             for replica in pool:
                 self._begin(pool, replica)
         for pool_config in self._config.pools:
@@ -124,6 +128,7 @@ class Feeds:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.events.close()
+        await self.adapters.close()
         if self.tokens is not None:
             self.tokens.close()
         if self.lease is not None:
@@ -147,6 +152,7 @@ class Feeds:
         self._accesses = accesses(config) if found is None else found
         before = {pool.name: self._settings(pool) for pool in self._config.pools}
         self._config, self._headers = config, headers
+        self.adapters.headers = headers
         if self.tokens is not None:
             self.tokens.headers = headers
         for name in self._watches:
@@ -164,6 +170,7 @@ class Feeds:
                 drain_s = config.timeouts.drain_s
                 self.membership[pool.name] = Membership(pool, self.metrics, drain_s=drain_s)
                 pool.on_change(partial(self._on_change, pool))
+                self.adapters.watch(pool)
                 restart = True
             else:
                 restart = before[pool.name] != self._settings(pool_config)

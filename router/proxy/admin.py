@@ -11,6 +11,7 @@
     POST /admin/v1/explain                  a client's request body; ?path=/v1/chat/completions
     GET  /admin/v1/config                   the tree with all defaults
     POST /admin/v1/reload                   read the config file again
+    GET  /admin/v1/adapters                 LoRA adapters by replica: state, requests, last use
     GET  /admin/v1/shadow                   choices compared with the other side's, by model
     POST /admin/v1/shadow                   switch: {"mode": "active" | "shadow" | "least-requests",
                                             "share": 0..1}, either or both
@@ -42,6 +43,7 @@ from warmlane.router.feeds.client import read_keys
 from warmlane.router.feeds.membership import spec_dict
 from warmlane.router.metrics_export import CONTENT_TYPE
 from warmlane.router.pool import Pool, Replica
+from warmlane.router.proxy.admin_adapters import adapters_of
 from warmlane.router.requests import parse
 from warmlane.router.shadow import Shadow
 from warmlane.router.types import JsonObject
@@ -93,6 +95,7 @@ class Admin:
                 web.post("/admin/v1/explain", self._explain),
                 web.get("/admin/v1/config", self._config),
                 web.post("/admin/v1/reload", self._do_reload),
+                web.get("/admin/v1/adapters", self._adapters),
                 web.get("/admin/v1/shadow", self._shadow),
                 web.post("/admin/v1/shadow", self._switch),
             ]
@@ -249,6 +252,12 @@ class Admin:
     async def _do_reload(self, request: web.Request) -> web.Response:
         del request
         return _json({"reloaded": True, "restart_needed": self._reload()})
+
+    async def _adapters(self, request: web.Request) -> web.Response:
+        del request
+        pools = self.running.router.pools
+        now = monotonic()
+        return _json({"pools": {name: adapters_of(pool, now) for name, pool in pools.items()}})
 
     async def _shadow(self, request: web.Request) -> web.Response:
         del request

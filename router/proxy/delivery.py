@@ -66,6 +66,7 @@ class Delivery(ABC):
         "_open",
         "_reads",
         "_relay",
+        "_reloaded",
         "_request",
         "_response",
         "_side",
@@ -105,6 +106,7 @@ class Delivery(ABC):
         self._connecting: asyncio.Task[None] | None = None
         self._waiting: asyncio.Task[None] | None = None  # for the prompt's token ids
         self._attempts: Attempts | None = None
+        self._reloaded = False  # its adapter was loaded again where the engine had lost it
         self._response: ResponseHead | None = None
         self._answer: Answer | None = None
         self._hold: Hold | None = None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from warmlane.router.answers import Answer
 from warmlane.router.attempts import Attempts, Fault
+from warmlane.router.catalog import no_such_model
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.proxy.delivery import ABORTED, Delivery
 from warmlane.router.proxy.relay import Relay
@@ -24,6 +25,7 @@ from warmlane.router.types import ReplicaState, Request
 
 if TYPE_CHECKING:
     from warmlane._core.straight import Straight
+    from warmlane.router.proxy.hold import Hold
     from warmlane.router.proxy.state import TokenSource
     from warmlane.router.proxy.upstream import Upstream
 
@@ -143,12 +145,31 @@ class Exchange(Delivery):
             self._failed(Fault.CONNECT, "the replica left the pool")
             return
         link = self._link = self._state.links.of(replica)
+        adapters = self._state.adapters
+        if adapters is not None and self._decision.adapter:
+            wait = adapters.needed(self._side.pool, slot, self._decision.adapter)
+            if wait is not None:
+                self.deadline = self._total  # a load has a time limit of its own
+                self._connecting = asyncio.get_running_loop().create_task(self._load(wait))
+                return
         connection = None if fresh else link.take(now)
         if connection is not None:
             self._send(connection, now)
             return
         self.deadline = min(now + self._state.timeouts.connect_s, self._total)
         self._connecting = link.connect(self)
+
+    async def _load(self, wait: asyncio.Future[str]) -> None:
+        """The replica has to load the request's adapter; others may wait for the same call."""
+        try:
+            trouble = await asyncio.shield(wait)
+            self._connecting = None
+            if trouble:
+                self._failed(Fault.MISSING, f"adapter: {trouble}")
+            else:
+                self._attempt(self._slot, monotonic())
+        except Exception:  # noqa: BLE001 - reported by crashed()
+            self.crashed()
 
     def connected(self, connection: Upstream) -> None:
         self._connecting = None
@@ -188,6 +209,12 @@ class Exchange(Delivery):
                 self._decision.choices, side.budget, retry.attempts
             )
         now = monotonic()
+        if fault is Fault.MISSING and self._response is not None and self._lost_adapter():
+            self._reloaded = True
+            self._drop_upstream()
+            self._response = self._answer = self._hold = None
+            self._attempt(slot, now)
+            return
         slot = attempts.next(fault, now, self._is_ready, self._rest)
         if slot < 0:
             self._out_of_choices(fault, reason)
@@ -200,6 +227,15 @@ class Exchange(Delivery):
         log.debug("moved pool=%s fault=%s slot=%d reason=%s", side.name, fault, slot, reason)
         self._state.router.moved(self._decision.ticket, slot, now)
         self._attempt(slot, now)
+
+    def _lost_adapter(self) -> bool:
+        """A 404 for an adapter corrects the engine's list. True: best loaded there again."""
+        adapter, table = self._decision.adapter, self._side.pool.adapters
+        if not adapter:
+            return False
+        table.missing(self._slot, adapter)
+        elsewhere = any(table.has(slot, adapter) for slot in self._decision.choices)
+        return not elsewhere and not self._reloaded and table.can_load(self._slot, adapter)
 
     def _is_ready(self, slot: int) -> bool:
         replica = self._side.pool.replicas[slot]
@@ -215,9 +251,27 @@ class Exchange(Delivery):
             # The replica's own words say it best, with its Retry-After.
             self._release(hold.pieces, self._upstream is None)
             return
+        if fault is Fault.MISSING:
+            self._nobody_has_it(hold)
+            return
         self._drop_upstream()
         log.debug("failed pool=%s fault=%s reason=%s", self._side.name, fault, reason)
         self._refuse(_final_error(fault))
+
+    def _nobody_has_it(self, hold: Hold | None) -> None:
+        """No replica that was tried has the model. The engine's own 404 passes only where nobody is
+        left who might have it."""
+        attempts, adapter = self._attempts, self._decision.adapter
+        assert attempts is not None, "one has failed"
+        left = not all(attempts.was_tried(slot) for slot in self._rest(True))
+        if hold is not None and not left:
+            self._release(hold.pieces, self._upstream is None)
+            return
+        self._drop_upstream()
+        if adapter and self._side.pool.adapters.nowhere(adapter):
+            self._refuse(no_such_model(self._request.model))
+        else:
+            self._refuse(_final_error(Fault.MISSING))
 
     def _refuse(self, error: RouterError) -> None:
         """Our own answer in place of a replica's; the decision was made, so a ticket is open."""
@@ -231,7 +285,7 @@ class Exchange(Delivery):
         """A time-out of this request; called by the tick."""
         if self._hold is not None and now < self._total:
             self._held_too_long(self._hold)
-        elif self._connecting is not None:
+        elif self._connecting is not None and now < self._total:
             self._failed(Fault.CONNECT, "connect time-out")
         elif self.begun:
             if self._client.stalled:  # it is the client who does not read
@@ -282,6 +336,8 @@ def _final_error(fault: Fault) -> RouterError:
         )
     if fault is Fault.ABORTED:
         return NoReplica(ABORTED, retry_after_s=1.0)
+    if fault is Fault.MISSING:
+        return NoReplica("No engine could load this model now.", retry_after_s=1.0)
     return RequestError(502, _WORDS[fault], kind="upstream_error", code=f"upstream_{fault.value}")
 
 

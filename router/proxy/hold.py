@@ -23,6 +23,7 @@ from warmlane.router.types import Kind
 READ_KINDS: Final = frozenset({Kind.CHAT, Kind.COMPLETIONS, Kind.RESPONSES, Kind.MESSAGES})
 
 _CLIENT_ERROR: Final = re.compile(rb'"error"[^\n]*"code"[ ]*:[ ]*"?4[0-9][0-9]\b')
+_NO_MODEL: Final = re.compile(rb'"param"[ ]*:[ ]*"model"')
 
 Piece = tuple[bytes, bytes, bool, bytes]  # raw, payload, aligned, trailer
 
@@ -75,6 +76,8 @@ class Hold:
 
     def _judge_error(self) -> Verdict:
         body = b"".join([piece[1] for piece in self.pieces])
+        if self._suspect == 404:
+            return self._fail(Fault.MISSING) if lacks_model(body) else Verdict.RELEASE
         if self._suspect == 500:
             return self._fail(Fault.DEAD) if is_dead_engine(body) else Verdict.RELEASE
         fault = classify(self._suspect, is_openai_error(body))
@@ -88,6 +91,11 @@ class Hold:
 def is_client_error(payload: bytes) -> bool:
     """Whether the error event in here blames the request: another replica would say the same."""
     return _CLIENT_ERROR.search(payload) is not None
+
+
+def lacks_model(body: bytes) -> bool:
+    """Whether a 404 is about the model's name and not about the path (vLLM's NotFoundError)."""
+    return is_openai_error(body) and _NO_MODEL.search(body) is not None
 
 
 def is_dead_engine(body: bytes) -> bool:

@@ -57,6 +57,12 @@ class TokenSource(Protocol):
     async def ids(self, request: Request, pool: str, body: bytes) -> Request: ...
 
 
+class AdapterSource(Protocol):
+    """Who brings missing LoRA adapters to replicas (`feeds.adapters.AdapterFeed`)."""
+
+    def needed(self, pool: Pool, slot: int, adapter: str) -> asyncio.Future[str] | None: ...
+
+
 class PoolSide:
     """A pool as the proxy sees it: with its retry budget and passive ejection."""
 
@@ -118,6 +124,7 @@ class State(Shared):
         now = monotonic()
         self._settle_plain(config)
         self.tokens: TokenSource | None = None  # set by the command, where a pool is exact
+        self.adapters: AdapterSource | None = None  # set by the command
         self.router = router
         self.metrics = router.metrics
         self.config = config

@@ -51,6 +51,8 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
     loras: tuple[str, ...] = ()
     max_loras: int = 1
     enable_lora: bool = False
+    adapter_load_s: float = 0.0
+    adapter_root: str = ""
     api_key: str = ""
     kv_events: str = ""
     kv_events_topic: str = ""
@@ -111,7 +113,9 @@ class FakeEngine:
         self.driver = Driver(self.engine, options.speed, options.tick_s, publish)
         limit = min(options.max_model_len, self.engine.context_tokens)
         lora = options.enable_lora or bool(options.loras)
-        models = Models(options.model, list(options.loras), limit, lora=lora)
+        root = options.adapter_root
+        models = Models(options.model, list(options.loras), limit, lora=lora, root=root)
+        self.models = models
         max_loras = options.max_loras if lora else None
         metrics = EngineMetrics(options.model, self.engine, self.driver, max_loras)
         self.inference = InferenceApi(
@@ -123,7 +127,8 @@ class FakeEngine:
             details=options.prompt_tokens_details,
         )
         self.admin = AdminApi(
-            self.driver, models, metrics, self.faults, self.inference, self.http, self.events
+            *(self.driver, models, metrics, self.faults, self.inference, self.http, self.events),
+            load_s=options.adapter_load_s,
         )
         self._routes = self.inference.routes() | self.admin.routes()
         self._paths = frozenset(path for _, path in self._routes)
@@ -196,6 +201,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lora", nargs="*", default=[], metavar="NAME", help="adapters served from the start")
     add("--enable-lora", action="store_true", help="allow adapters to be loaded at run time")
     add("--max-loras", type=int, default=1, help="adapters in one batch (default: %(default)s)")
+    add("--adapter-load-s", type=float, default=0.0, help="seconds that a load takes")
+    add("--adapter-root", default="", help="adapters are found below this path alone")
     add("--api-key", default="", help="require this key on /v1")
     add(
         "--kv-events",
@@ -260,6 +267,8 @@ def options_from(args: argparse.Namespace) -> FakeOptions:
         loras=tuple(args.lora),
         max_loras=args.max_loras,
         enable_lora=args.enable_lora,
+        adapter_load_s=args.adapter_load_s,
+        adapter_root=args.adapter_root,
         api_key=args.api_key,
         kv_events=args.kv_events,
         kv_events_topic=args.kv_events_topic,

@@ -35,7 +35,10 @@ class AdminApi:
         inference: InferenceApi,
         http: HttpServer,
         events: EventPublisher | None,
+        load_s: float = 0.0,
     ) -> None:
+        """load_s: wall seconds that a load of an adapter takes."""
+        self._load_s = load_s
         self._driver = driver
         self._models = models
         self._metrics = metrics
@@ -164,10 +167,18 @@ class AdminApi:
             raise Refusal(400, f"1 validation error:\n  tokens: {error!r}", "Bad Request") from None
 
     def _load_adapter(self, exchange: Exchange, body: dict[str, Any]) -> None:
-        name = body.get("lora_name")
-        self._models.load(name, body.get("lora_path"))
-        text = f"Success: LoRA adapter '{name}' added successfully."
-        exchange.respond(200, text.encode(), b"text/plain; charset=utf-8")
+        name, path = body.get("lora_name"), body.get("lora_path")
+        self._models.check_load(name, path)
+
+        def done(exchange: Exchange, body: dict[str, Any]) -> None:
+            self._models.load(name, path)
+            text = f"Success: LoRA adapter '{name}' added successfully."
+            exchange.respond(200, text.encode(), b"text/plain; charset=utf-8")
+
+        if self._load_s:
+            self._later(self._load_s, lambda: self._guard(done)(exchange))
+        else:
+            done(exchange, body)
 
     def _unload_adapter(self, exchange: Exchange, body: dict[str, Any]) -> None:
         name = body.get("lora_name")

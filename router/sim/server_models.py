@@ -11,8 +11,13 @@ from warmlane.router.sim.server_jobs import Refusal
 class Models:
     """Which names are served; adapters can be loaded and unloaded while it runs."""
 
-    def __init__(self, base: str, adapters: list[str], max_model_len: int, *, lora: bool) -> None:
+    def __init__(
+        self, base: str, adapters: list[str], max_model_len: int, *, lora: bool, root: str = ""
+    ) -> None:
+        """root: adapters are found below it alone; "": everywhere."""
         self.base = base
+        self.root = root
+        self.loads = 0  # that succeeded
         self.max_model_len = max_model_len
         self.lora = lora
         self.adapters = {name: f"./{name}" for name in adapters}
@@ -27,7 +32,8 @@ class Models:
         text = f"The model `{model}` does not exist. Valid aliases: {self.base}."
         raise Refusal(404, text, "NotFoundError", "model")
 
-    def load(self, name: Any, path: Any) -> None:
+    def check_load(self, name: Any, path: Any) -> None:
+        """Raises Refusal where a load with these arguments cannot begin."""
         if not self.lora:
             raise Refusal(404, "LoRA is not enabled", "NotFoundError")
         if not isinstance(name, str) or not name or not isinstance(path, str) or not path:
@@ -36,7 +42,14 @@ class Models:
         if name in self.adapters:
             text = f"The lora adapter '{name}' has already been loaded."
             raise Refusal(400, text, "InvalidUserInput")
+        if not path.startswith(self.root):
+            text = f"Loading lora {name} failed: No adapter found for {path}"
+            raise Refusal(404, text, "NotFoundError")
+
+    def load(self, name: Any, path: Any) -> None:
+        self.check_load(name, path)
         self.adapters[name] = path
+        self.loads += 1
 
     def unload(self, name: Any) -> None:
         if self.adapters.pop(name, None) is None:

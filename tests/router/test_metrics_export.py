@@ -10,7 +10,7 @@ from warmlane.router.config import PoolConfig
 from warmlane.router.metrics import FAMILIES, Metrics
 from warmlane.router.metrics_export import RouterCollector, attach
 from warmlane.router.pool import Pool
-from warmlane.router.types import Doubt, LoadSnapshot, ReplicaSpec, ReplicaState
+from warmlane.router.types import Doubt, LoadSnapshot, ModelList, ReplicaSpec, ReplicaState
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -41,6 +41,7 @@ def pool() -> Pool:
     doubted = pool.replicas[0]
     assert doubted is not None
     doubted.exact = True
+    pool.set_models(0, ModelList(adapters={"sql": "m"}))
     doubted.doubt = Doubt(
         kind="missed", cause="tokenizer", predicted_tokens=0, actual_tokens=9000, advice="look"
     )

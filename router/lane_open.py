@@ -1,0 +1,22 @@
+"""What later events of one open ticket need. Floor 4, a value: leads back to no lane, so that there
+is no cycle for the collector."""
+
+from __future__ import annotations
+
+import msgspec
+
+from warmlane.router.catalog import Target
+from warmlane.router.prefix import PrefixKey
+from warmlane.router.types import Decision, Request
+
+
+class Open(msgspec.Struct, eq=False, gc=False):
+    """One decided request. `raw_hit`: predicted hit tokens on `slot`, before trust."""
+
+    decision: Decision
+    request: Request
+    key: PrefixKey
+    raw_hit: float
+    slot: int
+    target: Target
+    sent_to: int = -1
