@@ -270,7 +270,7 @@ class TimedPump(Pump):
         self.longest = max(self.longest, time.thread_time() - began)
 
 
-def opened(ports: list[int], context: zmq.Context[zmq.Socket[bytes]], pump: Pump) -> list[Source]:
+def opened(ports: list[int], pump: Pump) -> list[Source]:
     """One source for each port, as the running router has them."""
     pool = Pool(PoolConfig(kv_events="auto"))
     exact = ExactView(pool, len(ports))
@@ -285,7 +285,6 @@ def opened(ports: list[int], context: zmq.Context[zmq.Socket[bytes]], pump: Pump
                 bind=False,
                 exact=exact,
                 slot=slot,
-                context=context,
                 pump=pump,
                 clock=time.monotonic,
             )
@@ -296,9 +295,8 @@ def opened(ports: list[int], context: zmq.Context[zmq.Socket[bytes]], pump: Pump
 async def hear(ports: list[int], wanted: int, go: Callable[[], None]) -> tuple[float, float]:
     """CPU seconds of the process for `wanted` batches, and of the longest turn on the loop."""
     keep_freed_memory()
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     pump = TimedPump(asyncio.get_running_loop())
-    sources = opened(ports, context, pump)
+    sources = opened(ports, pump)
     await asyncio.sleep(1.5)  # connections and subscriptions
     pump.longest, end = 0.0, time.monotonic() + 120
     began = time.process_time()
@@ -310,7 +308,6 @@ async def hear(ports: list[int], wanted: int, go: Callable[[], None]) -> tuple[f
     assert all(each.stream.counts["gap"] == 0 for each in sources)
     for each in sources:
         each.close()
-    context.destroy(linger=0)
     return spent, pump.longest
 
 

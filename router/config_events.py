@@ -51,22 +51,20 @@ def endpoints(text: str, spec: ReplicaSpec) -> Endpoints:
 
 
 def at_rank(endpoint: str, rank: int) -> str:
-    """The endpoint of a data-parallel rank: tcp ports count up, inproc names get a suffix."""
+    """The endpoint of a data-parallel rank: tcp ports count up."""
     if not rank:
         return endpoint
-    if endpoint.startswith("inproc://"):
-        return f"{endpoint}_dp{rank}"
     head, _, port = endpoint.rpartition(":")
     return f"{head}:{int(port) + rank}" if head.startswith("tcp://") else endpoint
 
 
 def is_open(endpoint: str) -> bool:
     """It names no host of its own: whoever uses it binds (vLLM's rule for publishers)."""
-    return "*" in endpoint or "::" in endpoint or endpoint.startswith(("ipc://", "inproc://"))
+    return "*" in endpoint or "::" in endpoint or endpoint.startswith("ipc://")
 
 
 def _is_endpoint(text: str) -> bool:
     found = _TCP.fullmatch(text)
     if found is not None:
         return 0 < int(found["port"]) <= 65_535
-    return len(text) > 6 and text.startswith(("ipc://", "inproc://"))
+    return len(text) > 6 and text.startswith("ipc://")

@@ -10,6 +10,8 @@ keeps the approximate view; each change is one line in the log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -17,7 +19,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
-import zmq
 
 from warmlane._core.kv_events import keep_freed_memory
 from warmlane.router.config_events import Endpoints, endpoints, is_open
@@ -110,7 +111,8 @@ class KvFeed:
         )
         if status != 200:
             raise Trouble(f"/kv_event_sources: status {status}: name its endpoints in kv_events")
-        return found_in(body, spec.rank, spec.url)
+        found = found_in(body, spec.rank, spec.url)
+        return found if found.bind is not None else await _settled(found)
 
     def _count(self) -> None:
         """The counts."""
@@ -134,19 +136,17 @@ class KvFeed:
 
 
 class Hub:
-    """What all event sources of a router share: a ZMQ context, the pump, bound endpoints."""
+    """What all event sources of a router share: the pump, and each endpoint once."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.sources: list[Source] = []
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._pump: Pump | None = None
 
     def open(self, found: Found, exact: ExactView, slot: int) -> Source:
         """Raises EngineError: its endpoint cannot be used."""
-        if self._context is None or self._pump is None:
+        if self._pump is None:
             keep_freed_memory()
-            self._context = zmq.Context()
             self._pump = Pump(asyncio.get_running_loop())
         if any(each.where.events == found.where.events for each in self.sources):
             raise Trouble(f"{found.where.events}: another replica has this endpoint, too")
@@ -155,7 +155,6 @@ class Hub:
             bind=found.bind,
             exact=exact,
             slot=slot,
-            context=self._context,
             pump=self._pump,
             clock=self.clock,
         )
@@ -167,10 +166,9 @@ class Hub:
         source.close()
 
     def close(self) -> None:
-        """After every feed ended."""
-        if self._context is not None:
-            self._context.destroy(linger=0)
-            self._context = None
+        """After every feed ended: what a cancelled one left open."""
+        for source in list(self.sources):
+            self.close_source(source)
 
 
 def found_in(body: bytes, rank: int | None, url: str) -> Found:
@@ -196,6 +194,24 @@ def found_in(body: bytes, rank: int | None, url: str) -> Found:
     host = f"[{host}]" if ":" in host else host
     where = Endpoints(reachable(events, host), reachable(replay, host))
     return Found(where, False if opened else None)
+
+
+async def _settled(found: Found) -> Found:
+    """Whether the host that an engine names is this machine: then by its address, to be bound."""
+    parts = urlsplit(found.where.events)
+    try:
+        addresses = await asyncio.get_running_loop().getaddrinfo(
+            parts.hostname, parts.port, type=socket.SOCK_DGRAM
+        )
+    except OSError:
+        addresses = []
+    for family, _, _, _, address in addresses:
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address[0], 0))  # only an address of this machine can be had
+            host = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
+            where = Endpoints(f"tcp://{host}:{parts.port}", found.where.replay)
+            return Found(where, None)
+    return Found(found.where, False)
 
 
 def reachable(endpoint: str, host: str) -> str:

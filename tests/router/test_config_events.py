@@ -19,7 +19,6 @@ from warmlane.router.types import ReplicaSpec
         "tcp://*:5557",
         "tcp://{host}:5557,tcp://{host}:5558",
         "tcp://[::1]:1,ipc:///tmp/replay",
-        "inproc://x",
     ],
 )
 def test_forms_that_are_taken(text: str) -> None:
@@ -27,7 +26,18 @@ def test_forms_that_are_taken(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "on", "5557", "tcp://host", "tcp://h:0", "tcp://h:70000", "http://h:1", "a,b,c"]
+    "text",
+    [
+        "",
+        "on",
+        "5557",
+        "tcp://host",
+        "tcp://h:0",
+        "tcp://h:70000",
+        "http://h:1",
+        "a,b,c",
+        "inproc://x",
+    ],
 )
 def test_forms_that_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"here: .*off, auto"):
@@ -39,7 +49,6 @@ def test_endpoints_of_a_replica() -> None:
     text = "tcp://{host}:5557,tcp://{host}:6557"
     assert endpoints(text, spec) == Endpoints("tcp://[fe80::1]:5559", "tcp://[fe80::1]:6559")
     assert endpoints("tcp://a:1", ReplicaSpec(url="http://h:8000")) == Endpoints("tcp://a:1")
-    assert at_rank("inproc://x", 1) == "inproc://x_dp1"
     assert at_rank("ipc:///tmp/x", 1) == "ipc:///tmp/x"
     assert is_open("tcp://*:1") and is_open("ipc://x") and not is_open("tcp://10.0.0.5:5557")
 
