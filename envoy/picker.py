@@ -1,24 +1,31 @@
 """What all streams of one endpoint picker share: the router, the switch, addresses and bounds.
 
-Owned by the server's event loop. Never blocks and never awaits: a session asks, and gets an answer.
+Owned by the server's event loop. Never blocks and never awaits: a session asks, and gets an answer,
+or, for token ids alone, is called back.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import random
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
 
 from warmlane.envoy.messages import DESTINATION, MODES, set_header
 from warmlane.router.config import Config
 from warmlane.router.core import Router
+from warmlane.router.interfaces import TokenSource
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.predicted import Predicted
 from warmlane.router.requests import TransferParams
 from warmlane.router.shadow import Shadow
-from warmlane.router.types import Decision
+from warmlane.router.types import Decision, Request
 
 RANK_HEADER: Final = b"x-data-parallel-rank"
+
+# A request whose token ids are on their way; to be cancelled when nobody waits for it any more.
+Waiting: TypeAlias = asyncio.Task[Request]
 
 
 class Way:
@@ -107,6 +114,7 @@ class Picker:
             router, options.prefill_tokens_per_s, options.output_tokens_per_s
         )
         self.shadow = Shadow(router, config.shadow)
+        self.tokens: TokenSource | None = None  # set by the server, where a pool is exact
         # Endpoints by name ("host:port") -> "ip:port"; filled by `addresses.Resolver`.
         self.addresses: dict[str, str] = {}
         self._ways: dict[str, Ways] = {}
@@ -156,10 +164,28 @@ class Picker:
             found |= ways.names(entries)
         return frozenset(found)
 
+    def with_ids(
+        self, request: Request, body: bytes, then: Callable[[Waiting], None]
+    ) -> Waiting | None:
+        """None: decide at once. Else `then` is called, in a later turn and within the budget, with
+        what holds the request and its token ids; not at all when it was cancelled before."""
+        tokens = self.tokens
+        pool = None if tokens is None else tokens.pool_of(request)
+        if tokens is None or pool is None:
+            return None
+        ids = tokens.ids(request, pool, body)
+        waiting = asyncio.get_running_loop().create_task(_request(ids), name="token ids")
+        waiting.add_done_callback(lambda done: None if done.cancelled() else then(done))
+        return waiting
+
     def readdressed(self) -> None:
         """Addresses changed: ways are made anew."""
         for ways in self._ways.values():
             ways.rebuild()
+
+
+async def _request(ids: Awaitable[Request]) -> Request:
+    return await ids
 
 
 def host(address: str) -> str:
@@ -178,4 +204,4 @@ def is_bare(address: str) -> bool:
     return True
 
 
-__all__ = ["DESTINATION", "Picker", "Way", "Ways", "host", "is_bare"]
+__all__ = ["DESTINATION", "Picker", "Waiting", "Way", "Ways", "host", "is_bare"]

@@ -19,7 +19,7 @@ from warmlane.router.types import Decision, Kind, Outcome
 
 if TYPE_CHECKING:
     from warmlane.envoy.messages import Received
-    from warmlane.envoy.picker import Picker, Way, Ways
+    from warmlane.envoy.picker import Picker, Waiting, Way, Ways
     from warmlane.router.shadow import Beside
 
 log = logging.getLogger("warmlane.envoy")
@@ -30,7 +30,7 @@ _PROGRESS_EVERY: Final = 16
 _RESET: Final = ("reset",)
 _DONE: Final = ("done",)
 _FAILED: Final = ("error",)
-_ENDS: Final = (_RESET, _RESET, _DONE, ("refused",))
+_ENDS: Final = (_RESET, _RESET, _RESET, _DONE, ("refused",))
 _SERVED_HEADER: Final = b"x-conformance-test-served-endpoint"
 # A stream of events takes longer; a gateway that sends no response trailers leaves at once.
 _EARLY_S: Final = 0.02
@@ -53,6 +53,7 @@ class Reply:
         "_http_status",
         "_internal",
         "_kind",
+        "_late",
         "_observed",
         "_open",
         "_out",
@@ -65,6 +66,8 @@ class Reply:
         "_slot",
         "_stream",
         "_trailers",
+        "_waiting",
+        "_wake",
         "_way",
         "_ways",
         "status",
@@ -72,10 +75,11 @@ class Reply:
 
     status: tuple[int, str] | None
     _decision: Decision
+    _late: list[Received]  # what came while token ids were awaited
     _ways: Ways  # of the pool that decided, which a reload may take away meanwhile
 
     def __init__(self, picker: Picker, wake: Callable[[], None]) -> None:
-        del wake  # decisions are made inside `receive`
+        self._wake: Callable[[], None] | None = wake  # it may lead back here: gone with the stream
         self.status = None
         self._picker = picker
         self._out: list[bytes] = []
@@ -90,6 +94,7 @@ class Reply:
         self._kind = Kind.OTHER
         self._stream = False
         self._open = False  # the ticket
+        self._waiting: Waiting | None = None
         self._slot = -1
         self._way: Way | None = None
         self._beside: Beside | None = None
@@ -124,9 +129,13 @@ class Reply:
         if self._closed:
             return
         self._closed = True
+        self._wake = None
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:  # nothing is decided yet
+            waiting.cancel()
         picker = self._picker
         picker.open -= 1
-        if self._chunks:
+        if self._held:
             self._let_go()
         if self._open:
             if self._left_early():

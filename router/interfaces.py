@@ -1,8 +1,9 @@
 """The faces that a scorer, filter or picker of your own has to show. Floor 2, no behaviour.
 
-All of them work on columns: one value per slot of the pool, 0..len(candidates)-1. A slot may be
-empty (`replicas[slot] is None`) or filtered out (`mask[slot] == 0`); what a scorer says about such
-a slot is never looked at, so that it needs no special case.
+Besides, at the end, what both network faces ask for token ids. Scorers, filters and pickers
+work on columns: one value per slot of the pool, 0..len(candidates)-1. A slot may be empty
+(`replicas[slot] is None`) or filtered out (`mask[slot] == 0`); what a scorer says about such a slot
+is never looked at, so that it needs no special case.
 """
 
 from __future__ import annotations
@@ -140,3 +141,15 @@ class Picker(Protocol):
     ) -> int:
         """Fill `order` with at most `limit` distinct eligible slots; how many there are."""
         ...
+
+
+class TokenSource(Protocol):
+    """Where a face asks for the token ids of prompts (`feeds.tokens.TokenFeed`).
+
+    pool_of: the pool whose decision would use this request's ids, or None.
+    ids: the request with its ids, or as it was when they cannot be had in time; it takes at most
+        the budget of `tokenize.budget_s`.
+    """
+
+    def pool_of(self, request: Request) -> str | None: ...
+    async def ids(self, request: Request, pool: str, body: bytes) -> Request: ...

@@ -25,8 +25,8 @@ from warmlane.router.types import ReplicaState, Request
 
 if TYPE_CHECKING:
     from warmlane._core.straight import Straight
+    from warmlane.router.interfaces import TokenSource
     from warmlane.router.proxy.hold import Hold
-    from warmlane.router.proxy.state import TokenSource
     from warmlane.router.proxy.upstream import Upstream
 
 log = logging.getLogger("warmlane.proxy")

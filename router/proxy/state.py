@@ -22,6 +22,7 @@ from warmlane.router.config import Config
 from warmlane.router.core import Router
 from warmlane.router.errors import RequestError
 from warmlane.router.health import Ejector
+from warmlane.router.interfaces import TokenSource
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.proxy.access import Keys
 from warmlane.router.proxy.exchange import Exchange
@@ -29,7 +30,7 @@ from warmlane.router.proxy.links import Link, Links
 from warmlane.router.proxy.tracked import Tracked
 from warmlane.router.requests import KINDS, SCAN_KIND, TransferParams
 from warmlane.router.shadow import Shadow
-from warmlane.router.types import ReplicaState, Request
+from warmlane.router.types import ReplicaState
 
 if TYPE_CHECKING:
     from warmlane.router.proxy.delivery import Client as Asker
@@ -48,13 +49,6 @@ class Client(Protocol):
     def due(self) -> float: ...
     def expired(self, now: float) -> None: ...
     def finish(self) -> None: ...
-
-
-class TokenSource(Protocol):
-    """Where the token ids of prompts come from (`feeds.tokens.TokenFeed`)."""
-
-    def pool_of(self, request: Request) -> str | None: ...
-    async def ids(self, request: Request, pool: str, body: bytes) -> Request: ...
 
 
 class AdapterSource(Protocol):
