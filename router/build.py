@@ -16,8 +16,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from importlib import import_module
 from time import monotonic
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -32,7 +33,11 @@ from warmlane.router.lane_exact import ExactLane
 from warmlane.router.metrics_export import attach
 from warmlane.router.pool import Pool
 from warmlane.router.shadow import Shadow
+from warmlane.router.share import Sharer
 from warmlane.router.types import ReplicaState
+
+if TYPE_CHECKING:
+    from warmlane.router.feeds.share import ShareFeed
 
 log = logging.getLogger("warmlane")
 
@@ -43,7 +48,7 @@ _IDLE_S = 0.1
 
 # What a reload cannot change in a running router: sockets, and the sizes of tables and blocks.
 # Everything else it can. What is left as it was is named.
-_RESTART = ("listen", "admin", "ext_proc", "shadow", "index", "tokens", "leader")
+_RESTART = ("listen", "admin", "ext_proc", "shadow", "index", "tokens", "leader", "share")
 _RESTART_LIMITS = ("replicas", "tickets", "upstream_idle")
 _RESTART_TIMEOUTS = ("upstream_keepalive_s",)
 _RESTART_POOL = ("tokenizer", "kv_events")
@@ -63,7 +68,8 @@ class Running:
         self.draining = False
         self.shadow: Shadow | None = None  # of the face that serves, if it compares decisions
         self.followers: list[Callable[[Config], None]] = []  # faces that want each new config
-        self._maintenance: asyncio.Task[None] | None = None
+        self.sharing: ShareFeed | None = None  # with other routers, where that is configured
+        self._tasks: list[asyncio.Task[None]] = []
         attach(self.metrics, self.router.pools, self._index_stats, monotonic)
 
     async def start(self) -> None:
@@ -71,15 +77,20 @@ class Running:
         await self.feeds.start()
         if self.feeds.tokens is not None:
             self.feeds.tokens.router = self.router
-        self._maintenance = asyncio.create_task(self._maintain(), name="maintenance")
+        self._tasks.append(asyncio.create_task(self._maintain(), name="maintenance"))
+        if self.config.share.url:
+            self.sharing = _share_feed(self.router)
+            self._tasks.append(asyncio.create_task(_forever(self.sharing), name="share"))
 
     async def close(self) -> None:
         """End the feeds and the maintenance; may be called twice."""
         await self.feeds.close()
-        task, self._maintenance = self._maintenance, None
-        if task is not None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.sharing is not None:
+            await self.sharing.close()
 
     @property
     def standby(self) -> bool:
@@ -141,6 +152,30 @@ class Running:
             began = monotonic()
             await asyncio.sleep(wait_s)
             self.metrics.lag(max(0.0, monotonic() - began - wait_s))
+
+
+def _share_feed(router: Router) -> ShareFeed:
+    """The exchange with other routers; its package is optional. ConfigError: not installed."""
+    try:
+        feed = import_module("warmlane.router.feeds.share")
+    except ImportError as error:
+        raise ConfigError(
+            f"share.url: needs a package that is not installed ({error.name}): "
+            f"pip install 'warmlane[share]'"
+        ) from error
+    sharer = Sharer(router, router.config.share, feed.new_name())
+    found: ShareFeed = feed.ShareFeed(sharer, monotonic)
+    return found
+
+
+async def _forever(sharing: ShareFeed) -> None:
+    """A bug in the exchange costs the exchange for a moment, not the router."""
+    while True:
+        try:
+            await sharing.run()
+        except Exception:
+            log.exception("event=share_bug")
+        await asyncio.sleep(1.0)
 
 
 async def build(config: Config) -> Running:

@@ -27,6 +27,7 @@ class CandidateColumns:
 
     __slots__ = (
         "_adapter_s",
+        "_foreign_decode",
         "_foreign_prefill",
         "_foreign_requests",
         "_pool",
@@ -59,11 +60,12 @@ class CandidateColumns:
         self.kv_usage = pool.kv_usage
         self.placed_tokens = pool.placed_tokens
         self.running = ledger.running
-        self.decode_tokens = ledger.decode_tokens
+        self.decode_tokens: array[float] = ledger.decode_tokens
         self.requests: array[int] | array[float] = ledger.requests
         self.prefill_tokens = ledger.prefill_tokens
         self._foreign_requests = array("d")
         self._foreign_prefill = array("d")
+        self._foreign_decode = array("d")
         self._waiting = array("d")
         self._adapter_s = array("d")
         self.no_hits = array("d")
@@ -90,8 +92,8 @@ class CandidateColumns:
         """Prefilling requests of this router and the waiting ones of others; made when asked."""
         pool, waiting = self._pool, self._waiting
         cost.blend(pool.ledger.requests, 1.0, self.running, -1.0, waiting)
-        if pool.has_foreign:
-            cost.blend(waiting, 1.0, pool.foreign_waiting, 1.0, waiting)
+        if pool.foreign.some:
+            cost.blend(waiting, 1.0, pool.foreign.waiting, 1.0, waiting)
         return waiting
 
     @property
@@ -115,6 +117,7 @@ class CandidateColumns:
         self._waiting = array("d", bytes(8 * size))
         self._foreign_requests = array("d", bytes(8 * size))
         self._foreign_prefill = array("d", bytes(8 * size))
+        self._foreign_decode = array("d", bytes(8 * size))
 
     def fill(self, prompt_tokens: float, now: float) -> None:
         """Everything but mask and hits, as of `now`."""
@@ -123,13 +126,17 @@ class CandidateColumns:
         self.now = now
         self.prompt_tokens = prompt_tokens
         ledger = pool.ledger
-        if pool.has_foreign:
+        foreign = pool.foreign
+        if foreign.some:
             requests, prefill = self._foreign_requests, self._foreign_prefill
-            cost.blend(ledger.requests, 1.0, pool.foreign_requests, 1.0, requests)
-            cost.blend(ledger.prefill_tokens, 1.0, pool.foreign_tokens, 1.0, prefill)
+            cost.blend(ledger.requests, 1.0, foreign.requests, 1.0, requests)
+            cost.blend(ledger.prefill_tokens, 1.0, foreign.tokens, 1.0, prefill)
+            cost.blend(ledger.decode_tokens, 1.0, foreign.kv_tokens, 1.0, self._foreign_decode)
             self.requests, self.prefill_tokens = requests, prefill
+            self.decode_tokens = self._foreign_decode
         else:
             self.requests, self.prefill_tokens = ledger.requests, ledger.prefill_tokens
+            self.decode_tokens = ledger.decode_tokens
 
     def scale(self) -> None:
         """Set `scale_tokens`: no cost of an eligible replica is above it."""

@@ -19,6 +19,7 @@ from warmlane.router.config import Config, ModelConfig, PoolConfig
 from warmlane.router.config_adapters import check_adapters
 from warmlane.router.config_events import check_events
 from warmlane.router.config_kube import check_kubernetes, check_leader
+from warmlane.router.config_share import check_share
 from warmlane.router.errors import ConfigError
 from warmlane.router.types import ReplicaSpec
 
@@ -186,6 +187,7 @@ def checked(config: Config) -> Config:
     for i, model in enumerate(config.models):
         _check_model(model, f"models[{i}]", names)
     check_leader(config.leader)
+    check_share(config.share)
     if config.default_pool and config.default_pool not in names:
         raise ConfigError(f"default_pool: {_show(config.default_pool)}: {_known(names)}")
     if bool(config.listen.tls_cert) != bool(config.listen.tls_key):

@@ -127,7 +127,7 @@ class Decider:
             static = self._static_mask(request)
         if static.count == 0:
             raise self._none(static.removed)
-        return mix.choose(blocks, block_tokens, prompt_tokens, static.mask, pool.has_foreign, rand)
+        return mix.choose(blocks, block_tokens, prompt_tokens, static.mask, pool.foreign.some, rand)
 
     def mask_of(self, model: str) -> array[int] | None:
         """Who may serve a model, to be used until the pool changes; None: nobody."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from copy import copy
+from typing import Any
 
 import msgspec
 
@@ -14,6 +15,7 @@ from warmlane._core import cost
 from warmlane.router.decide import LAST_RESORT, Decider
 from warmlane.router.errors import NoReplica
 from warmlane.router.lane import Prepared
+from warmlane.router.pool import Pool
 from warmlane.router.registry import Weighted
 
 
@@ -31,6 +33,8 @@ class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
 
     view: where its hits come from; view_note: why not from its events, or how they are spread.
     adapter, adapter_s: state of the request's adapter there, and the seconds that it costs.
+    requests, decode_tokens: of this router. foreign_*: of others, as peers tell or scrapes show;
+    prefill_tokens holds both.
     doubt: why its predicted hits lastingly do not come true (`watchdog`), "" while they do.
     """
 
@@ -50,6 +54,8 @@ class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 0
     prefill_tokens: float = 0.0
     decode_tokens: float = 0.0
+    foreign_requests: float = 0.0
+    foreign_prefill_tokens: float = 0.0
     placed_tokens: float = 0.0
     waiting: float = 0.0
     kv_usage: float = 0.0
@@ -110,12 +116,9 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
             scores=lines.get(slot, []),
             total=decider.totals[slot] if scored and slot not in removed_by else None,
             order=order.index(slot) if slot in order else None,
-            requests=pool.ledger.requests[slot],
             prefill_tokens=candidates.prefill_tokens[slot],
-            decode_tokens=pool.ledger.decode_tokens[slot],
-            placed_tokens=pool.placed_tokens[slot],
             waiting=waiting[slot],
-            kv_usage=pool.kv_usage[slot],
+            **_work(pool, slot),
             adapter=pool.adapters.state(slot, target.adapter) if target.adapter else "",
             adapter_s=pool.adapters.cost(slot, target.adapter, now) if target.adapter else 0.0,
             load_age_s=pool.load_age_s(slot, now),
@@ -140,6 +143,17 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
         error=nobody.message if nobody is not None and not order else "",
         removed=nobody.removed if nobody is not None else {},
     )
+
+
+def _work(pool: Pool, slot: int) -> dict[str, Any]:
+    return {
+        "requests": pool.ledger.requests[slot],
+        "decode_tokens": pool.ledger.decode_tokens[slot],
+        "foreign_requests": pool.foreign.requests[slot],
+        "foreign_prefill_tokens": pool.foreign.tokens[slot],
+        "placed_tokens": pool.placed_tokens[slot],
+        "kv_usage": pool.kv_usage[slot],
+    }
 
 
 def _order(

@@ -90,7 +90,7 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
             row["replica"],
             row["removed_by"] or row["state"].lower(),
             str(row["hit_tokens"]),
-            str(row["requests"]),
+            _requests(row),
             f"{row['waiting']:g}",
             _number(row["total"]),
             ", ".join(
@@ -108,6 +108,12 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
 def _order(row: Mapping[str, Any]) -> tuple[bool, int, str]:
     order = row["order"]
     return order is None, order or 0, row["replica"]
+
+
+def _requests(row: Mapping[str, Any]) -> str:
+    """Ours, and what others have there."""
+    foreign = row.get("foreign_requests", 0)
+    return f"{row['requests']} + {foreign:.3g}" if foreign else str(row["requests"])
 
 
 def _number(value: float | None) -> str:

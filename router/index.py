@@ -25,7 +25,7 @@ from warmlane._core.runs import MAX_CAPACITY, RunTree
 BLOCK_BYTES: Final = 16
 MIN_BYTES: Final = 8 * 1024 * 1024
 
-Keys: TypeAlias = "KeyArray | array[int]"
+Keys: TypeAlias = "KeyArray | array[int] | memoryview[int]"
 
 
 class ApproximateIndex:

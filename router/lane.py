@@ -92,8 +92,9 @@ class Lane(Desk):
                 pool.ledger.decode_tokens,
                 pool.placed_tokens,
                 pool.kv_usage,
-                pool.foreign_requests,
-                pool.foreign_tokens,
+                pool.foreign.requests,
+                pool.foreign.tokens,
+                pool.foreign.kv_tokens,
                 self._trust.factors,
             )
         # An exact view asks for more than this path knows.

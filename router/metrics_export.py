@@ -52,6 +52,12 @@ _PER_REPLICA: Final[dict[str, Callable[[Pool, Replica, float], float | None]]] =
     "warmlane_replica_inflight_prefill_tokens": (
         lambda pool, replica, _: pool.ledger.prefill_tokens[replica.slot]
     ),
+    "warmlane_replica_foreign_requests": (
+        lambda pool, replica, _: pool.foreign.requests[replica.slot]
+    ),
+    "warmlane_replica_foreign_prefill_tokens": (
+        lambda pool, replica, _: pool.foreign.tokens[replica.slot]
+    ),
     "warmlane_replica_backlog_seconds": (
         lambda pool, replica, _: pool.pace.backlog_s(
             replica.slot, pool.backlog_tokens(replica.slot)

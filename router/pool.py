@@ -17,6 +17,7 @@ from warmlane.router.adapters import AdapterTable
 from warmlane.router.config import Limits, PoolConfig
 from warmlane.router.config_load import normal_spec
 from warmlane.router.errors import ConfigError
+from warmlane.router.foreign import Foreign
 from warmlane.router.pace import PrefillPace
 from warmlane.router.types import Doubt, LoadSnapshot, ModelList, ReplicaSpec, ReplicaState
 
@@ -92,13 +93,11 @@ class Pool:
         self.ready = array("B")
         self.kv_usage = array("d")
         self.placed_tokens = array("d")
-        self.foreign_requests = array("d")
-        self.foreign_waiting = array("d")
-        self.foreign_tokens = array("d")
-        self.has_foreign = False
+        self.foreign = Foreign()
         self.pace = PrefillPace()
         self.adapters = AdapterTable(self)
         self.mean_uncached_tokens = _FOREIGN_TOKENS
+        self.half_lives = 0.0  # of placed tokens, gone since the pool began
         self._faded_at: float | None = None
         self._limit = limits.replicas
         self._stale_s = stale_s
@@ -150,7 +149,8 @@ class Pool:
             return False
         replica.state = replica.health = ReplicaState.GONE
         self.ready[replica.slot] = 0
-        self._forget_load(replica.slot)
+        self.foreign.forget(replica.slot)
+        self.kv_usage[replica.slot] = 0.0
         self._changed("removed", replica)
         return True
 
@@ -262,17 +262,18 @@ class Pool:
             return
         previous, replica.load = replica.load, load
         own, past_first = self.ledger.requests[slot], self.ledger.running[slot]
-        self.foreign_requests[slot] = max(0.0, load.waiting + load.running - own)
-        waiting = max(0.0, load.waiting - max(0, own - past_first))
-        self.foreign_waiting[slot] = waiting
-        self.foreign_tokens[slot] = waiting * self.mean_uncached_tokens
+        foreign = self.foreign
+        known = own + foreign.told_requests[slot]
+        queued = max(0, own - past_first) + foreign.told_waiting[slot]
+        waiting = max(0.0, load.waiting - queued)
+        requests = max(0.0, load.waiting + load.running - known)
+        foreign.see(slot, requests, waiting, waiting * self.mean_uncached_tokens)
         self.kv_usage[slot] = min(1.0, max(0.0, load.kv_usage))
         self.pace.heard(slot, previous, load, self.backlog_tokens(slot) > 0)
         if load.asleep != (previous is not None and previous.asleep):
             self.ready[slot] = replica.state is ReplicaState.READY and not load.asleep
             self._changed("state", replica)
         self._fresh_until = min(self._fresh_until, load.taken_at + self._stale_s)
-        self.has_foreign = self.has_foreign or self.foreign_requests[slot] > 0
         for listener in self._load_listeners:
             listener(replica, previous)
 
@@ -283,7 +284,7 @@ class Pool:
 
     def backlog_tokens(self, slot: int) -> float:
         """Uncached prompt tokens that wait there or are being computed, others' work included."""
-        return self.ledger.prefill_tokens[slot] + self.foreign_tokens[slot]
+        return self.ledger.prefill_tokens[slot] + self.foreign.tokens[slot]
 
     def capacity_tokens(self, replica: Replica) -> int | None:
         """KV cache of a replica: its spec, its metrics, the pool's config; None: nobody tells."""
@@ -309,7 +310,9 @@ class Pool:
         """Forget old placements and refusals; to be called now and then."""
         self.adapters.tick(now)
         if self._faded_at is not None and now > self._faded_at:
-            kept = 0.5 ** ((now - self._faded_at) / _PLACED_HALF_LIFE_S)
+            gone = (now - self._faded_at) / _PLACED_HALF_LIFE_S
+            self.half_lives += gone
+            kept = 0.5**gone
             for slot in range(len(self.placed_tokens)):
                 self.placed_tokens[slot] *= kept
         self._faded_at = now
@@ -328,14 +331,10 @@ class Pool:
                 stale.append(slot)
         usage = sum(self.kv_usage[slot] for slot in fresh) / len(fresh) if fresh else 0.0
         for slot in stale:
-            self._forget_load(slot)
+            self.foreign.unsee(slot)
             self.kv_usage[slot] = usage
-        self.has_foreign = any(self.foreign_requests)
+        self.foreign.look()
         self._fresh_until = until
-
-    def _forget_load(self, slot: int) -> None:
-        self.foreign_requests[slot] = self.foreign_waiting[slot] = 0.0
-        self.foreign_tokens[slot] = self.kv_usage[slot] = 0.0
 
     def _free_slot(self) -> int:
         for slot, replica in enumerate(self.replicas):
@@ -346,14 +345,9 @@ class Pool:
         self.replicas.append(None)
         self.ready.append(0)
         self.pace.add()
-        for column in (
-            self.kv_usage,
-            self.placed_tokens,
-            self.foreign_requests,
-            self.foreign_waiting,
-            self.foreign_tokens,
-        ):
-            column.append(0.0)
+        self.foreign.add_slot()
+        self.kv_usage.append(0.0)
+        self.placed_tokens.append(0.0)
         return len(self.replicas) - 1
 
     def _become(self, replica: Replica, state: ReplicaState, reason: str) -> bool:

@@ -13,10 +13,11 @@ from typing import Final
 
 from warmlane._core import cost
 from warmlane._core.hashing import KeyArray, text_keys
+from warmlane._core.journal import Journal
 from warmlane._core.runs import RunTree
 from warmlane.router.candidates import CandidateColumns
 from warmlane.router.config import Index
-from warmlane.router.index import BLOCK_BYTES, ApproximateIndex
+from warmlane.router.index import BLOCK_BYTES, ApproximateIndex, Keys
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.prefix import PrefixKey
 from warmlane.router.trust import BytesPerToken, Trust
@@ -49,6 +50,7 @@ class CacheView:
         self._fillers = 0
         self._check_room = False
         self._is_small = False
+        self.journal: Journal | None = None  # of what is booked, for other routers
         pool.on_change(self._on_change)
         pool.on_load(self._on_load)
 
@@ -110,15 +112,32 @@ class CacheView:
         """Bytes of a block of text."""
         return self._config.block_bytes
 
+    @property
+    def token_block_tokens(self) -> int:
+        """Tokens of a block of token ids."""
+        return self._config.block_tokens
+
     # What was sent and answered
 
     def record(self, slot: int, unit: str, keys: KeyArray) -> None:
         """This prompt was sent there."""
-        index = self._indexes.get(unit)
-        (self._index(unit) if index is None else index).record(slot, keys)
+        self.book(slot, unit, keys)
+        if self.journal is not None:
+            self.journal.chain(slot, unit == "tokens", keys)
 
     def charge(self, slot: int, unit: str, tokens: float) -> None:
         """Generated tokens whose text nobody kept: they fill the cache and match nothing."""
+        self.book_charge(slot, unit, tokens)
+        if self.journal is not None and tokens >= 1:
+            self.journal.charge(slot, unit == "tokens", int(tokens))
+
+    def book(self, slot: int, unit: str, keys: Keys) -> None:
+        """`record` for a prompt that another router sent."""
+        index = self._indexes.get(unit)
+        (self._index(unit) if index is None else index).record(slot, keys)
+
+    def book_charge(self, slot: int, unit: str, tokens: float) -> None:
+        """`charge` for what another router's answer told."""
         blocks = min(int(tokens / self.block_tokens(unit)), _MAX_FILLER_BLOCKS)
         if blocks > 0:
             self._fillers += 1

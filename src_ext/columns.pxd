@@ -22,7 +22,7 @@ cdef struct Column:
 
 
 cdef struct Scope:
-    Py_buffer views[10]     # held until the call ends
+    Py_buffer views[12]     # held until the call ends
     int held
 
 

@@ -9,6 +9,7 @@ from cpython cimport array
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 from warmlane._core.answer_found cimport Answer
+from warmlane._core.journal cimport Journal
 from warmlane._core.ledger cimport Ledger
 from warmlane._core.mix cimport Mix
 from warmlane._core.runs cimport RunTree
@@ -71,8 +72,10 @@ cdef class Desk:
     cdef Mix mix
     cdef Trust trust
     cdef RunTree tree                   # of text blocks; None until there is one
+    cdef public Journal journal         # of what is booked, for other routers; None: nobody reads
     cdef array.array blocks             # 'i', scratch
     cdef object pool
+    cdef object foreign                 # of the pool: `some` says whether there is any
     cdef size_t block                   # bytes
     cdef public double ratio            # bytes a token
     cdef public double output_tokens    # mean of answers
@@ -90,6 +93,7 @@ cdef class Desk:
         self, Lead lead, const Plain *plain, int kind, double now, uint64_t rand, Pick *pick
     ) except -1
     cdef int sent(self, Pick *pick) except -1
+    cdef int book(self, int slot, const uint64_t *keys, size_t count) except -1
     cdef int first_token(self, Lead lead, Pick *pick, double now) except -1
     # The end of a good answer. answer: what it said, NULL when it was not read.
     cdef int settle(self, Lead lead, Pick *pick, const Answer *answer, double now) except -1

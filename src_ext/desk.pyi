@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
+from warmlane._core.journal import Journal
 from warmlane._core.ledger import Ledger
 from warmlane._core.mix import Mix
 from warmlane._core.runs import RunTree
@@ -43,6 +44,8 @@ class Desk:
     output_tokens: float
     learned_bytes: int
     learned_tokens: int
+    journal: Journal | None
+    """Where chains are noted that are booked in the view, for other routers; None: nobody reads."""
     def furnish(
         self, ledger: Ledger, trust: Trust, pool: object, block: int, mix: Mix | None
     ) -> None:

@@ -146,6 +146,7 @@ cdef class Desk:
         self.ledger = ledger
         self.trust = trust
         self.pool = pool
+        self.foreign = pool.foreign
         self.block = block
         self.mix = mix
         self.blocks = new_array("i")
@@ -227,7 +228,7 @@ cdef class Desk:
             best = self.tree.match_keys(pick.keys, count, blocks, size)
         pick.count = self.mix.pick(
             blocks if best else NULL, self.block / self.ratio, prompt, lead.mask,
-            self.pool.has_foreign, rand, pick.slots,
+            self.foreign.some, rand, pick.slots,
         )
         if pick.count < 1:
             return 0
@@ -257,7 +258,12 @@ cdef class Desk:
         return 1
 
     cdef int sent(self, Pick *pick) except -1:
-        return self.tree.touch_keys(pick.slots[0], pick.keys, pick.key_count)
+        return self.book(pick.slots[0], pick.keys, pick.key_count)
+
+    cdef int book(self, int slot, const uint64_t *keys, size_t count) except -1:
+        if self.journal is not None:
+            self.journal.note(slot, 0, keys, count)
+        return self.tree.touch_keys(slot, keys, count)
 
     cdef int first_token(self, Lead lead, Pick *pick, double now) except -1:
         cdef double seconds = self.ledger.begin_decoding(pick.ticket, now)
@@ -355,7 +361,7 @@ cdef class Desk:
                     filled = 0
                 elif not ahead and p == end:
                     break
-        return self.tree.touch_keys(slot, pick.keys, pick.key_count)
+        return self.book(slot, pick.keys, pick.key_count)
 
 
 def _fail_allocation_after(long count):

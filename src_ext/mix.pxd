@@ -24,6 +24,7 @@ cdef struct View:
     const double* usage
     const double* foreign_requests      # NULL: nobody else's work is known
     const double* foreign_tokens
+    const double* foreign_kv
     const double* trust
     const int32_t* blocks               # NULL: nothing is held
     const uint8_t* kept

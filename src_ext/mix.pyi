@@ -45,6 +45,7 @@ class Mix:
         kv_usage: _Floats,
         foreign_requests: _Floats,
         foreign_tokens: _Floats,
+        foreign_kv_tokens: _Floats,
         trust: _Floats,
     ) -> None:
         """The pool's columns, read at each `choose`; all but `requests` ('i') are 'd'.

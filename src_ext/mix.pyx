@@ -17,12 +17,12 @@ cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? 0xFFFFFFFFFFFFFFFF
 
 cdef enum:
-    COLUMNS = 8
+    COLUMNS = 9
     MOST_CHOICES = 16
 
 cdef tuple NAMES = (
     "requests", "prefill_tokens", "decode_tokens", "placed_tokens", "kv_usage",
-    "foreign_requests", "foreign_tokens", "trust",
+    "foreign_requests", "foreign_tokens", "foreign_kv_tokens", "trust",
 )
 
 
@@ -34,6 +34,11 @@ cdef inline double open_at(const View* view, Py_ssize_t at) noexcept nogil:
 cdef inline double prefill_at(const View* view, Py_ssize_t at) noexcept nogil:
     cdef double own = view.prefill[at]
     return own if view.foreign_tokens == NULL else own + view.foreign_tokens[at]
+
+
+cdef inline double decode_at(const View* view, Py_ssize_t at) noexcept nogil:
+    cdef double own = view.decode[at]
+    return own if view.foreign_kv == NULL else own + view.foreign_kv[at]
 
 
 cdef inline double left_of(double value, double limit) noexcept nogil:
@@ -52,7 +57,7 @@ cdef double scale_of(const View* view, const Scales* set, double* least_placed) 
         prefill = value if value > prefill else prefill
         value = open_at(view, at)
         requests = value if value > requests else requests
-        value = view.decode[at]
+        value = decode_at(view, at)
         decode = value if value > decode else decode
         value = view.placed[at]
         least = value if value < least else least
@@ -78,7 +83,7 @@ cdef void score(const View* view, const Scales* set, double* hits, double* total
         # One after the other, as `cost.combine` adds: the sums are equal to the last bit.
         total = set.prefix * share(hits[at], scale)
         total += set.prefill * left_of(prefill_at(view, at), scale)
-        work = set.request_tokens * open_at(view, at) + set.context_share * view.decode[at]
+        work = set.request_tokens * open_at(view, at) + set.context_share * decode_at(view, at)
         total += set.open * left_of(work, scale)
         work = set.spread_rate * (view.placed[at] - least)
         work = 0.0 if work < 0.0 else work  # NaN stays: it scores 0 below
@@ -159,11 +164,11 @@ cdef class Mix:
 
     def bind(
         self, requests, prefill_tokens, decode_tokens, placed_tokens, kv_usage, foreign_requests,
-        foreign_tokens, trust,
+        foreign_tokens, foreign_kv_tokens, trust,
     ):
         self.columns = (
             requests, prefill_tokens, decode_tokens, placed_tokens, kv_usage, foreign_requests,
-            foreign_tokens, trust,
+            foreign_tokens, foreign_kv_tokens, trust,
         )
 
     cdef int pick(
@@ -199,7 +204,8 @@ cdef class Mix:
         view.placed, view.usage = <const double*>data[3], <const double*>data[4]
         view.foreign_requests = <const double*>data[5] if foreign else NULL
         view.foreign_tokens = <const double*>data[6] if foreign else NULL
-        view.trust = <const double*>data[7]
+        view.foreign_kv = <const double*>data[7] if foreign else NULL
+        view.trust = <const double*>data[8]
         if len(self.totals) != view.size:
             self.totals = new_array("d", bytes(8 * view.size))
             self.hits = new_array("d", bytes(8 * view.size))

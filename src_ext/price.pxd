@@ -36,5 +36,7 @@ cdef class Price:
     cdef double strength, seconds, rho_cap, window      # p, a, cap of rho, seconds
     cdef double arrived, worked, tokens, at, known
     cdef double mean_own, mean_uncached
+    cdef readonly double own_rate, own_work             # of this router: 1/s, tokens a second
+    cdef double other_rate, other_work                  # of the others at the same replicas
 
     cdef void note(self, double prompt, double hit) noexcept nogil

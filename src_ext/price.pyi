@@ -62,6 +62,17 @@ class Price:
     def placed(self, prompt: float, hit: float) -> None:
         """A decision was made: a prompt of that many tokens, of which `hit` were held."""
 
+    own_rate: float
+    """Requests a second that were decided here, as of the last `tick`."""
+    own_work: float
+    """Tokens of work a second that were decided here, as of the last `tick`."""
+
+    def others(self, rate: float, work: float) -> None:
+        """What other routers send to the same replicas: requests and tokens of work a second.
+
+        Counts from the next `tick`. Raises ValueError for what is negative or not finite.
+        """
+
     def tick(self, now: float, replicas: int, output: float) -> None:
         """Now and then (a second or so): rates as of `now` over that many replicas.
 

@@ -75,6 +75,7 @@ cdef class Price:
         self.arrived = self.worked = self.known = 0.0
         self.at = -1.0
         self.mean_own = self.mean_uncached = 0.0
+        self.own_rate = self.own_work = self.other_rate = self.other_work = 0.0
 
     cdef void note(self, double prompt, double hit) noexcept nogil:
         cdef double own = own_work(&self.rates, prompt - hit, hit)
@@ -86,6 +87,11 @@ cdef class Price:
     def placed(self, double prompt, double hit):
         self.note(prompt, hit)
 
+    def others(self, double rate, double work):
+        if not (isfinite(rate) and isfinite(work) and rate >= 0.0 and work >= 0.0):
+            raise ValueError(f"others' rates must be finite and not negative: {rate}, {work}")
+        self.other_rate, self.other_work = rate, work
+
     def tick(self, double now, Py_ssize_t replicas, double output):
         cdef double kept, rate, rho
         if self.at < 0.0 or now <= self.at or replicas < 1:
@@ -94,8 +100,10 @@ cdef class Price:
         kept = exp(-(now - self.at) / self.window)
         self.known = self.known * kept + (now - self.at)
         self.at = now
-        rate = self.arrived / self.known / replicas
-        rho = self.worked * self.seconds / self.known / replicas
+        self.own_rate = self.arrived / self.known
+        self.own_work = self.worked / self.known
+        rate = (self.own_rate + self.other_rate) / replicas
+        rho = (self.own_work + self.other_work) * self.seconds / replicas
         rho = rho if rho < self.rho_cap else self.rho_cap
         self.rates.ahead = self.strength * rate * self.seconds / (1.0 - rho)
         self.rates.output = output if isfinite(output) and output > 0.0 else 0.0

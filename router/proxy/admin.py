@@ -296,6 +296,8 @@ def describe(pool: Pool, replica: Replica, now: float) -> JsonObject:
         "running": ledger.running[slot],
         "prefill_tokens": ledger.prefill_tokens[slot],
         "decode_tokens": ledger.decode_tokens[slot],
+        "foreign_requests": pool.foreign.requests[slot],
+        "foreign_prefill_tokens": pool.foreign.tokens[slot],
         "load": None if load is None else _load_dict(msgspec.to_builtins(load)),
         "load_age_s": pool.load_age_s(slot, now),
         "doubt": None if replica.doubt is None else msgspec.to_builtins(replica.doubt),

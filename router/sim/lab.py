@@ -21,12 +21,12 @@ import msgspec
 
 from warmlane._core.engine_step import Fleet, block_keys
 from warmlane.router.config import Config, Index, PoolConfig
-from warmlane.router.core import Router
 from warmlane.router.errors import NoReplica
 from warmlane.router.lane import Prepared
 from warmlane.router.prefix import PrefixKey
 from warmlane.router.sim.chance import Chance
 from warmlane.router.sim.engine import ADAPTER_LOAD_S, ADAPTER_STEP
+from warmlane.router.sim.lab_routers import Seat, seats
 from warmlane.router.sim.timing import DEFAULT_PRESET, PRESETS, Timing
 from warmlane.router.sim.traces import Session, Workload
 from warmlane.router.types import Kind, LoadSnapshot, Outcome, ReplicaSpec, Request
@@ -57,7 +57,9 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     fleet: timing of each replica. speeds: factor by which each really is faster, not told to the
     router ([]: 1). kv_tokens: KV cache of each, 0: the preset's. rate: arrivals come that many
     times faster. view: what the router knows of the caches. kv_scale: the router's belief of the
-    cache size over the truth.
+    cache size over the truth. routers: that many before one fleet, each request through one of
+    them by chance. share_s: time between two messages of one, 0: they know nothing of each other;
+    a message is under way for share_lag_s.
     """
 
     fleet: tuple[Timing, ...] = (PRESETS[DEFAULT_PRESET],) * 4
@@ -71,6 +73,9 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     scrape_s: float = 1.0
     seed: int = 1
     changes: tuple[Change, ...] = ()
+    routers: int = 1
+    share_s: float = 0.05
+    share_lag_s: float = 0.002
 
 
 class Done(msgspec.Struct, frozen=True, gc=False):
@@ -102,10 +107,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 class _Live:
     """A request on its way."""
 
-    __slots__ = ("arrived", "first", "hit", "index", "keys", "session", "slot", "ticket")
+    __slots__ = ("arrived", "first", "hit", "index", "keys", "seat", "session", "slot", "ticket")
 
-    def __init__(self, session: Session, index: int, arrived: float) -> None:
+    def __init__(self, session: Session, index: int, arrived: float, seat: Seat) -> None:
         self.session = session
+        self.seat = seat
         self.index = index
         self.arrived = arrived
         self.first = -1.0
@@ -140,13 +146,12 @@ class Lab:
         self.policy = pool.policy
         view = "approximate" if options.view == "exact" else options.view
         index = Index(block_tokens=BLOCK_TOKENS, view=view, max_bytes=0)  # type: ignore[arg-type]
-        self.router = Router(Config(pools=[pool], index=index))
-        self.pool = self.router.pools[POOL]
-        self.lane = self.router.lanes[POOL]
+        exact = options.view == "exact"
+        config = Config(pools=[pool], index=index)
+        self.seats = seats(config, options.routers, options.share_s, prefixes=not exact)
         self.blocks = [
             max(2, (options.kv_tokens or timing.kv_tokens) // BLOCK_TOKENS) for timing in fleet
         ]
-        exact = options.view == "exact"
         self.fleet = Fleet(
             [_constants(timing, n) for timing, n in zip(fleet, self.blocks, strict=True)]
         )
@@ -155,7 +160,8 @@ class Lab:
         if exact:
             # As from events that arrive at once: what each replica really holds.
             self._held = array("i", bytes(4 * len(fleet)))
-            self.lane.view.blocks_of = self._blocks_of  # type: ignore[method-assign]
+            for seat in self.seats:
+                seat.lane.view.blocks_of = self._blocks_of  # type: ignore[method-assign]
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = count()
         self._live: dict[int, _Live] = {}
@@ -164,8 +170,6 @@ class Lab:
         self._begun = 0
         self._done: list[Done] = []
         self._failed = self._skipped = self._fallbacks = 0
-        probe = Request(kind=Kind.COMPLETIONS, model=MODEL, prompt=b"")
-        self._prepared = self.router.prepare(probe)
 
     def run(self) -> Run:
         """Play to the end."""
@@ -177,7 +181,13 @@ class Lab:
             self._at(at, partial(self._arrive, session, 0))
         for change in self.options.changes:
             self._at(change.at_s, partial(self._change, change))
-        self._at(0.0, self._scrape)
+        for seat in self.seats:
+            self._at(
+                seat.number * self.options.scrape_s / len(self.seats), partial(self._scrape, seat)
+            )
+            if seat.sharer is not None:
+                first_s = (seat.number + 1) * self.options.share_s / len(self.seats)
+                self._at(first_s, partial(self._tell, seat))
         fleet, events = self.fleet, self._events
         while self._open:
             limit = events[0][0] if events else float("inf")
@@ -219,7 +229,7 @@ class Lab:
             self._skipped += 1
             self._open -= 1
             return
-        live = _Live(session, index, now)
+        live = _Live(session, index, now, self._seat())
         live.keys = block_keys(turn.runs, self._ratio, turn.prompt // BLOCK_TOKENS)
         self._send(live, now)
 
@@ -234,9 +244,10 @@ class Lab:
             tokens=live.keys[:HEAD_BLOCKS].tobytes(),
         )
         key = PrefixKey(live.keys, "tokens", turn.prompt, BLOCK_TOKENS, 1)  # type: ignore[arg-type]
-        prepared = Prepared(request, self._prepared.target, self.lane, key)
+        seat = live.seat
+        prepared = Prepared(request, seat.prepared.target, seat.lane, key)
         try:
-            decision = self.router.decide_prepared(prepared, now, self._chance.bits())
+            decision = seat.router.decide_prepared(prepared, now, self._chance.bits())
         except NoReplica:
             self._failed += 1
             self._open -= 1
@@ -244,7 +255,7 @@ class Lab:
         live.ticket, live.slot = decision.ticket, decision.choices[0]
         self._fallbacks += bool(decision.fallback)
         live.hit = decision.hit_tokens[0]
-        self.router.sent(live.ticket, live.slot, now)
+        seat.router.sent(live.ticket, live.slot, now)
         self._at(now + FRONT_S, partial(self._enter, live))
 
     def _enter(self, live: _Live, now: float) -> None:
@@ -254,11 +265,11 @@ class Lab:
         self.fleet.add(live.slot, number, turn.prompt, turn.output, live.keys, now)
 
     def _noticed(self, slot: int, now: float) -> None:
-        router, live_of = self.router, self._live
+        live_of = self._live
         for number in self.fleet.first_tokens:
             live = live_of[number]
             live.first = now
-            router.first_token(live.ticket, now)
+            live.seat.router.first_token(live.ticket, now)
         for number, cached in self.fleet.finished:
             self._finish(live_of.pop(number), cached, now)
 
@@ -279,7 +290,7 @@ class Lab:
         outcome = Outcome(
             prompt_tokens=turn.prompt, cached_tokens=cached, output_tokens=turn.output
         )
-        self.router.close(live.ticket, outcome, now)
+        live.seat.router.close(live.ticket, outcome, now)
         index = live.index + 1
         if index == len(live.session.turns):
             self._open -= 1
@@ -287,13 +298,28 @@ class Lab:
         think_s = min(live.session.turns[index].think_s, self.options.think_cap_s)
         self._at(now + think_s, partial(self._arrive, live.session, index))
 
-    def _scrape(self, now: float) -> None:
+    def _seat(self) -> Seat:
+        """The router of the next request."""
+        many = len(self.seats)
+        return self.seats[0] if many == 1 else self.seats[self._chance.bits() % many]
+
+    def _tell(self, seat: Seat, now: float) -> None:
+        """A message of one router to all others."""
+        assert seat.sharer is not None, "asked for"
+        data = seat.sharer.tell(now)
+        for other in self.seats:
+            if other is not seat and other.sharer is not None:
+                self._at(now + self.options.share_lag_s, partial(other.sharer.hear, data))
+        if self._open:
+            self._at(now + self.options.share_s, partial(self._tell, seat))
+
+    def _scrape(self, seat: Seat, now: float) -> None:
         """What a scrape of the replicas' metrics would tell, and maintenance."""
         scale = self.options.kv_scale
         for slot in range(len(self.fleet)):
             waiting, running, usage = self.fleet.load(slot)
             counters = self.fleet.counters(slot)
-            self.pool.update_load(
+            seat.pool.update_load(
                 slot,
                 LoadSnapshot(
                     taken_at=now,
@@ -306,9 +332,9 @@ class Lab:
                     prefix_hits=counters["prefix_hits"],
                 ),
             )
-        self.router.maintain(now)
+        seat.router.maintain(now)
         if self._open:
-            self._at(now + self.options.scrape_s, self._scrape)
+            self._at(now + self.options.scrape_s, partial(self._scrape, seat))
 
     def _change(self, change: Change, now: float) -> None:
         if change.what == "slow":
@@ -316,7 +342,7 @@ class Lab:
             return
         for number in self.fleet.fail(change.slot):
             live = self._live.pop(number)
-            self.router.close(live.ticket, Outcome(status="error"), now)
+            live.seat.router.close(live.ticket, Outcome(status="error"), now)
             self._send(live, now)
 
 

@@ -41,6 +41,8 @@ DEFAULT_POLICIES = "default,least-requests,round-robin"
 AFFINITY_S = 16.0
 PEAK_TOKENS = 8192
 MAX_REPLICAS = 1024
+MAX_ROUTERS = 64
+SHARE_S = 0.05  # the default of share.interval_s
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -129,6 +131,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--think-cap", type=float, default=120.0, metavar="S", help="longest think time")
     add("--max-prompt", type=int, default=131_072, metavar="TOKENS")
     add("--view", default="approximate", choices=["exact", "approximate", "none"])
+    add("--routers", type=int, default=1, metavar="M", help="before one fleet, taken by chance")
+    add("--share", default="on", choices=["on", "off"], help="do they hear each other (on)")
     add("--slo-ttft", type=float, default=2.0, metavar="S", help="goodput: time to first token")
     add("--slo-tpot", type=float, default=50.0, metavar="MS", help="and time per further token")
     add("--speeds", default="", metavar="F,F", help="true speeds in turn, unknown to the router")
@@ -151,6 +155,8 @@ def options_of(args: argparse.Namespace) -> LabOptions:
     for name, count in counts.items():
         if not 1 <= count <= 10_000_000:
             raise TraceError(f"{name} {count}: must be at least 1")
+    if not 1 <= args.routers <= MAX_ROUTERS:
+        raise TraceError(f"--routers {args.routers}: must be 1 to {MAX_ROUTERS}")
     if args.kv_tokens < 0 or args.sessions < 0 or not 0 <= args.think_cap < 1e9:
         raise TraceError("--kv-tokens, --sessions and --think-cap must not be negative")
     return LabOptions(
@@ -162,6 +168,8 @@ def options_of(args: argparse.Namespace) -> LabOptions:
         max_prompt=args.max_prompt,
         view=args.view,
         kv_scale=args.kv_scale,
+        routers=args.routers,
+        share_s=SHARE_S if args.share == "on" else 0.0,
         changes=tuple(_failure(text, len(fleet)) for text in args.fail),
     )
 
@@ -219,10 +227,17 @@ def _notes(args: argparse.Namespace, samples: Sequence[Sample]) -> list[str]:
     return [
         f"{first.name}: {requests:,} requests in {len(samples)} sample(s) ({first.note})",
         f"{args.replicas} x {args.profile}, {args.rate_scale:g} x the recorded rate, {args.view}"
-        f" view; good: TTFT <= {args.slo_ttft:g} s and TPOT <= {args.slo_tpot:g} ms",
+        f" view{_routers(args)};"
+        f" good: TTFT <= {args.slo_ttft:g} s and TPOT <= {args.slo_tpot:g} ms",
         "Times in seconds of modelled replicas: read rank and ratio, not a certain fleet's figures."
         " Ratios are geometric means over the samples with a paired 95 % interval.",
     ]
+
+
+def _routers(args: argparse.Namespace) -> str:
+    if args.routers == 1:
+        return ""
+    return f", {args.routers} routers that {'hear' if args.share == 'on' else 'ignore'} each other"
 
 
 def _write(args: argparse.Namespace, notes: list[str], summaries: list[Summary]) -> None:

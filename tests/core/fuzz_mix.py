@@ -14,7 +14,7 @@ from tests.core.fuzzing import fuzz
 from warmlane._core.mix import Mix
 from warmlane._core.trust import Trust
 
-TYPES = "idddddd"  # of the bound columns; trust is the eighth
+TYPES = "iddddddd"  # of the bound columns; trust is the ninth
 
 
 def believe(rnd: random.Random, size: int) -> Trust:

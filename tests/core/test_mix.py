@@ -28,7 +28,7 @@ SETTINGS = st.builds(
     st.floats(0, 1),
     st.integers(1, 16),
 )
-TYPES = "iddddddd"
+TYPES = "idddddddd"
 
 
 @st.composite
@@ -44,7 +44,7 @@ def pools(draw: st.DrawFn) -> tuple[Pool, array[int], array[int] | None]:
         *(column(TOKENS) for _ in range(2)),
         column(TOKENS | st.just(math.inf)),
         column(USAGE),
-        *(column(TOKENS) for _ in range(2)),
+        *(column(TOKENS) for _ in range(3)),
         column(st.floats(0.1, 1)),
     )
     mask = array("B", draw(st.lists(st.integers(0, 2), min_size=size, max_size=size)))
@@ -88,7 +88,7 @@ def test_equals_the_scorers_one_by_one(
 def test_a_pool_that_grows_and_shrinks() -> None:
     settings = Settings([1.0] * 5, 0.1, 100.0, 1.0, 1.0, 1.0, 5)
     columns: list[Any] = [array(code, [1, 2]) for code in TYPES]
-    mix = built(settings, Pool(*([] for _ in range(8))))
+    mix = built(settings, Pool(*([] for _ in range(9))))
     mix.bind(*columns)
     for size in (2, 3, 1):
         while len(columns[0]) < size:
@@ -105,7 +105,7 @@ def test_refusals() -> None:
     mask = array("B", [1, 1])
 
     def with_column(at: int, column: Any) -> Callable[[], object]:
-        mix = built(settings, Pool(*([] for _ in range(8))))
+        mix = built(settings, Pool(*([] for _ in range(9))))
         mix.bind(*good[:at], column, *good[at + 1 :])
         return lambda: mix.choose(None, 1.0, 10.0, mask, False, 7)
 
@@ -114,7 +114,7 @@ def test_refusals() -> None:
             with_column(at, array(code, [1]))()
         with pytest.raises(TypeError, match="column of"):
             with_column(at, array("d" if code == "i" else "i", [1, 2]))()
-    mix = built(settings, Pool(*([] for _ in range(8))))
+    mix = built(settings, Pool(*([] for _ in range(9))))
     with pytest.raises(ValueError, match="slots, 2 are needed"):
         mix.choose(None, 1.0, 10.0, mask, False, 7)
     mix.bind(*good)

@@ -20,6 +20,7 @@ class Pool(NamedTuple):
     usage: Values
     foreign_requests: Values
     foreign_tokens: Values
+    foreign_kv_tokens: Values
     trust: Values
 
 
@@ -57,19 +58,20 @@ def choose(
     rand: int,
 ) -> Found:
     size = len(mask)
-    requests, prefill = pool.requests, pool.prefill
+    requests, prefill, decode = pool.requests, pool.prefill, pool.decode
     if foreign:
         requests = twin_cost.blend(requests, 1.0, pool.foreign_requests, 1.0)
         prefill = twin_cost.blend(prefill, 1.0, pool.foreign_tokens, 1.0)
+        decode = twin_cost.blend(decode, 1.0, pool.foreign_kv_tokens, 1.0)
     hits = twin_cost.hit_tokens(blocks or [0] * size, block_tokens, prompt, pool.trust)
     hits = [hit if kept else 0.0 for hit, kept in zip(hits, mask, strict=False)]
     scale = (
         max(prompt, settings.least_scale)
         + twin_cost.greatest(prefill, mask)
         + twin_cost.greatest(requests, mask) * settings.request_tokens
-        + twin_cost.greatest(pool.decode, mask) * settings.context_share
+        + twin_cost.greatest(decode, mask) * settings.context_share
     )
-    opened = twin_cost.blend(requests, settings.request_tokens, pool.decode, settings.context_share)
+    opened = twin_cost.blend(requests, settings.request_tokens, decode, settings.context_share)
     placed = twin_cost.excess(pool.placed, mask, settings.rate, settings.limit_tokens)
     scores = [
         twin_cost.fraction(hits, scale),

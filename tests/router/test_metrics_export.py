@@ -64,6 +64,8 @@ def metrics() -> Metrics:
             metrics.counts[family.name].setdefault(tuple(family.labels), 7)
     metrics.gauge("warmlane_kube_synced", 1, "chat", "pods")
     metrics.gauge("warmlane_leader", 0)
+    metrics.gauge("warmlane_share_connected", 1)
+    metrics.gauge("warmlane_share_peers", 2)
     metrics.leaked_tickets(2)
     metrics.client_connections = 5
     metrics.lag(0.5)

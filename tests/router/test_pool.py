@@ -89,7 +89,7 @@ def test_late_news_of_a_gone_replica_is_ignored() -> None:
     pool.update_load(1, load(waiting=5))
     assert not pool.set_state(1, ReplicaState.READY)
     assert not pool.set_models(1, ModelList())
-    assert pool.ready[1] == 0 and pool.foreign_requests[1] == 0
+    assert pool.ready[1] == 0 and pool.foreign.requests[1] == 0
 
 
 def test_the_work_of_others_is_what_the_engine_counts_beyond_the_ledger() -> None:
@@ -98,12 +98,12 @@ def test_the_work_of_others_is_what_the_engine_counts_beyond_the_ledger() -> Non
     pool.ledger.open(0, 500, 500, 0.0)
     pool.ledger.first_token(first, 1.0)
     pool.update_load(0, load(waiting=4, running=2, kv_usage=0.5))
-    assert pool.foreign_requests[0] == 4  # 6 seen, 2 are ours
-    assert pool.foreign_waiting[0] == 3  # 4 wait, one of them is ours
-    assert pool.foreign_tokens[0] == 3 * pool.mean_uncached_tokens
-    assert pool.has_foreign
+    assert pool.foreign.requests[0] == 4  # 6 seen, 2 are ours
+    assert pool.foreign.waiting[0] == 3  # 4 wait, one of them is ours
+    assert pool.foreign.tokens[0] == 3 * pool.mean_uncached_tokens
+    assert pool.foreign.some
     pool.update_load(0, load(waiting=0, running=1))
-    assert pool.foreign_requests[0] == 0
+    assert pool.foreign.requests[0] == 0
 
 
 def test_stale_looks_neither_dead_nor_idle() -> None:
@@ -112,16 +112,16 @@ def test_stale_looks_neither_dead_nor_idle() -> None:
     pool.update_load(1, load(at=3.0, kv_usage=0.4))
     pool.update_load(2, load(at=3.0, kv_usage=0.2))
     pool.freshen(4.9)
-    assert pool.foreign_waiting[0] == 50 and pool.kv_usage[0] == 1.0
+    assert pool.foreign.waiting[0] == 50 and pool.kv_usage[0] == 1.0
     pool.freshen(5.0)
-    assert pool.foreign_waiting[0] == 0 and pool.foreign_requests[0] == 0
+    assert pool.foreign.waiting[0] == 0 and pool.foreign.requests[0] == 0
     assert pool.kv_usage[0] == pytest.approx(0.3), "as the fresh ones, not full and not empty"
-    assert not pool.has_foreign
+    assert not pool.foreign.some
     pool.freshen(9.0)
     assert list(pool.kv_usage) == [0.0, 0.0, 0.0], "nobody knows: all equal"
     pool.update_load(0, load(waiting=2, at=9.0))
     pool.freshen(9.5)
-    assert pool.foreign_waiting[0] == 2
+    assert pool.foreign.waiting[0] == 2
 
 
 def test_a_sleeping_engine_is_not_ready() -> None:

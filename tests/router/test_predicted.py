@@ -107,7 +107,7 @@ def test_a_scrape_closes_what_the_engine_no_longer_has() -> None:
     scrape(router, running=1, waiting=0, now=3.0)
     assert router.open_tickets == 1
     assert predicted.pace("default", 0) < 1.0
-    assert router.pools["default"].foreign_requests[0] == 0
+    assert router.pools["default"].foreign.requests[0] == 0
 
 
 def test_a_scrape_says_nothing_about_a_request_on_its_way() -> None:

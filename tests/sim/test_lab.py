@@ -56,6 +56,20 @@ def test_a_slow_replica_is_slow_and_a_dead_one_loses_no_request() -> None:
     assert failing.done != run("default").done
 
 
+def test_routers_that_hear_each_other_do_nearly_as_well_as_one() -> None:
+    """And those that do not are clearly worse: less is hit, because each knows of its own alone."""
+
+    def hit(found: Run) -> float:
+        return sum(d.cached for d in found.done) / sum(d.prompt for d in found.done)
+
+    one, shared, apart = (
+        run("default", routers=m, share_s=s) for m, s in ((1, 0), (3, 0.05), (3, 0))
+    )
+    assert len(shared.done) == len(apart.done) == len(one.done)
+    assert hit(shared) > hit(one) - 0.02 > hit(apart)
+    assert run("default", routers=3, share_s=0.05) == shared
+
+
 def test_a_prompt_that_no_replica_holds_ends_its_session() -> None:
     found = run("default", kv_tokens=4096)
     assert found.skipped > 0

@@ -85,7 +85,7 @@ def test_rank_order_when_the_cache_is_the_bottleneck() -> None:
 def test_no_ticket_is_left() -> None:
     lab = Lab(generate("chat", 40), PoolConfig(), OPTIONS)
     lab.run()
-    assert lab.router.open_tickets == 0
+    assert [seat.router.open_tickets for seat in lab.seats] == [0]
 
 
 def test_figures_of_a_run() -> None:

@@ -1,0 +1,40 @@
+"""The routers of a lab: one, or several that do or do not hear each other. Floor 6.
+
+Each is a `core.Router` of its own with its own view, ledger and scrapes. A request goes to one of
+them by chance, as behind a load balancer that knows nothing of sessions. Messages between them are
+the bytes of production (`router.share`), late by an interval and the way.
+"""
+
+from __future__ import annotations
+
+from warmlane.router.config import Config
+from warmlane.router.config_share import Sharing
+from warmlane.router.core import Router
+from warmlane.router.pool import Pool
+from warmlane.router.share import Sharer
+from warmlane.router.types import Kind, Request
+
+
+class Seat:
+    """One router of the lab, and what it exchanges with the others (None: nothing)."""
+
+    def __init__(self, config: Config, number: int, sharing: Sharing | None) -> None:
+        self.number = number
+        self.router = Router(config)
+        (self.lane,) = self.router.lanes.values()
+        self.pool: Pool = self.lane.pool
+        self.sharer: Sharer | None = None
+        if sharing is not None:
+            self.sharer = Sharer(self.router, sharing, f"router-{number}")
+            self.sharer.tell(0.0)  # its journal begins
+        model = self.pool.config.models[0]
+        probe = Request(kind=Kind.COMPLETIONS, model=model, prompt=b"")
+        self.prepared = self.router.prepare(probe)
+
+
+def seats(config: Config, count: int, share_s: float, prefixes: bool) -> list[Seat]:
+    """So many routers of one config; share_s 0: they know nothing of each other."""
+    if count == 1 or share_s <= 0:
+        return [Seat(config, number, None) for number in range(count)]
+    sharing = Sharing(interval_s=share_s, expire_s=max(2.0, 4 * share_s), prefixes=prefixes)
+    return [Seat(config, number, sharing) for number in range(count)]
