@@ -169,6 +169,64 @@ def test_adapters_are_routed(engines: list[Engine]) -> None:
             asyncio.run(ask(router, "lora-9", "nobody has this one"))
 
 
+ON_DEMAND = {
+    "mode": "load",
+    "sources": {f"x-{n}": f"./lora-{n % 2}" for n in range(6)} | {"gone": "./nothing-is-here"},
+    "slots": 3,
+}
+
+
+def on_demand(engines: list[Engine]) -> list[set[str]]:
+    """What each engine lists of the adapters above."""
+    return [engine.adapters() & ON_DEMAND["sources"].keys() for engine in engines]
+
+
+def test_adapters_are_loaded_on_demand(engines: list[Engine]) -> None:
+    """Into the slots that the built-in ones leave: two on the first engine, one on the second."""
+    question = "question 0 of six"
+    settings = {"pools": [{"adapters": ON_DEMAND}], "probe": {"models_interval_s": 2.0}}
+    with serving([engine.url for engine in engines], settings=settings) as router:
+        assert asyncio.run(listed(router)) >= {"tiny", "lora-1", "x-0", "x-5"}
+        said = {name: asyncio.run(ask(router, name, question)) for name in ("lora-0", "lora-1")}
+        for n in (0, 1, 2, 3, 4, 5, 0, 1):
+            assert asyncio.run(ask(router, f"x-{n}", question)) == said[f"lora-{n % 2}"]
+            held = on_demand(engines)
+            assert len(held[0]) <= 2 and len(held[1]) <= 1
+        assert router.total("warmlane_adapter_unloads_total", result="unloaded") >= 4
+        assert all("lora-0" in engine.adapters() for engine in engines), "not ours to unload"
+        with pytest.raises(NotFoundError):
+            asyncio.run(ask(router, "gone", "the allow-list has it, the disk has not"))
+        # The engine forgets, as in a restart: nobody notices, and it gets them back.
+        before = router.total("warmlane_adapter_loads_total", result="loaded")
+        for engine, names in zip(engines, on_demand(engines), strict=True):
+            for name in names:
+                engine.unload(name)
+        assert asyncio.run(ask(router, "x-1", question)) == said["lora-1"]
+        loads = "warmlane_adapter_loads_total"
+        assert (
+            router.total(loads, result="loaded") + router.total(loads, result="restored") > before
+        )
+        assert router.total("warmlane_adapter_loads_total", result="not_found") == 2
+        settled(router)
+    for engine, names in zip(engines, on_demand(engines), strict=True):
+        for name in names:
+            engine.unload(name)
+
+
+def test_a_burst_for_one_adapter_is_one_load_of_a_real_engine(engines: list[Engine]) -> None:
+    settings = {"pools": [{"adapters": ON_DEMAND}]}
+
+    async def burst(router: Router) -> list[str]:
+        return await asyncio.gather(*(ask(router, "x-2", f"{n} of a burst") for n in range(8)))
+
+    with serving([engines[0].url], settings=settings) as router:
+        assert all(asyncio.run(burst(router)))
+        assert router.total("warmlane_adapter_loads_total") == 1
+        assert router.total("warmlane_adapter_requests_total", state="active") >= 0
+        assert engines[0].adapters() == {"lora-0", "x-2"}
+    engines[0].unload("x-2")
+
+
 def test_the_doctor_finds_them_well(engines: list[Engine]) -> None:
     """Its own requests, answers and metrics; these engines publish no events, and it says so."""
     patients = [

@@ -106,8 +106,8 @@ def free_port() -> int:
         return port
 
 
-def fetch(url: str, *, data: bytes | None = None, timeout: float = 10.0) -> bytes:
-    request = urllib.request.Request(url, data=data)
+def fetch(url: str, *, data: bytes | None = None, timeout: float = 10.0, kind: str = "") -> bytes:
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": kind} if kind else {})
     with urllib.request.urlopen(request, timeout=timeout) as answer:
         body: bytes = answer.read()
         return body
@@ -159,6 +159,7 @@ class Engine:
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "VLLM_SERVER_DEV_MODE": "1",  # /reset_prefix_cache
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             # left to itself every engine binds its worker to core 0
             "VLLM_CPU_OMP_THREADS_BIND": str(self._core),
         }
@@ -212,6 +213,16 @@ class Engine:
         text = fetch(f"{self.url}/metrics").decode()
         values = re.findall(rf"^{re.escape(family)}(?:\{{[^}}]*\}})? (\S+)$", text, re.M)
         return sum(map(float, values))
+
+    def adapters(self) -> set[str]:
+        """Those that it lists."""
+        data = json.loads(fetch(f"{self.url}/v1/models"))["data"]
+        return {entry["id"] for entry in data if entry["parent"]}
+
+    def unload(self, adapter: str) -> None:
+        """Behind the router's back."""
+        body = json.dumps({"lora_name": adapter}).encode()
+        fetch(f"{self.url}/v1/unload_lora_adapter", data=body, kind="application/json")
 
     def kill(self) -> None:
         """SIGKILL to the whole group; returns when its leader is gone."""
