@@ -2,7 +2,8 @@
 
 Between `Reply`, which owns the response half, and `Session`, which owns the order of messages and
 says when a request is as whole as it gets. Parses, waits for token ids where a pool is exact and
-they would be used, decides, and puts the answer into the shape of the request's body mode.
+they would be used, decides, waits for the load of an adapter, and puts the answer into the shape of
+the request's body mode.
 """
 
 from __future__ import annotations
@@ -15,21 +16,23 @@ import msgspec
 
 from warmlane.envoy import messages as wire
 from warmlane.envoy.picker import DESTINATION, Way
-from warmlane.envoy.reply import CANCELLED, Reply
+from warmlane.envoy.reply import CANCELLED, FAILED, Reply
 from warmlane.envoy.streams import OK
 from warmlane.router.decide import LAST_RESORT, RETRY_AFTER_S
 from warmlane.router.errors import NoReplica, RequestError, RouterError
+from warmlane.router.feeds.adapters import not_loaded
 from warmlane.router.lane import Prepared
 from warmlane.router.requests import kind_of, objective_of, parse, rewrite_model
 from warmlane.router.types import Decision, Kind, Request
 
 if TYPE_CHECKING:
-    from warmlane.envoy.picker import Waiting
+    from warmlane.envoy.picker import Loading, Waiting
+    from warmlane.router.pool import Pool
 
 # Phases of the request half.
 START: Final = 0  # no message yet
 BODY: Final = 1  # headers seen, the choice waits for the body
-WAITING: Final = 2  # for the prompt's token ids; the request is whole
+WAITING: Final = 2  # for the prompt's token ids, or a load; the request is whole
 CHOSEN: Final = 3  # the choice is answered; what still comes passes
 REFUSED: Final = 4  # answered in place of an engine
 
@@ -89,10 +92,7 @@ class Choice(Reply):
         if picker.tokens is not None and not bodiless:
             self._waiting = picker.with_ids(request, out, partial(self._with_ids, out, how))
             if self._waiting is not None:
-                self._phase, self._late = WAITING, []
-                if not self._held:  # a body that came in one message is held from now on
-                    self._held = len(body)
-                    picker.buffered += self._held
+                self._await(body)
                 return
         self._decide(request, out, how)
 
@@ -111,8 +111,8 @@ class Choice(Reply):
 
     def _decide(self, request: Request, out: bytes, how: _How) -> None:
         """Choose a replica for a request of which all is known, and answer."""
-        picker, head = self._picker, self._request_head
-        kind, body, bodiless, rand, acts, watching = how
+        picker = self._picker
+        kind, body, _, rand, acts, watching = how
         try:
             prepared = picker.router.prepare(request, rand)
             self._ways = picker.ways(prepared.target.pool)
@@ -132,7 +132,50 @@ class Choice(Reply):
         if watching:
             self._pass(kind, body)
             return
-        prepared.lane.sent(decision.ticket, self._slot, done)
+        if decision.adapter:
+            pool = prepared.lane.pool
+            then = partial(self._with_adapter, pool, request, out, how)
+            self._waiting = picker.loading(pool, decision, then)
+            if self._waiting is not None:
+                self._await(body)
+                return
+        self._send(request, out, how, done)
+
+    def _with_adapter(
+        self, pool: Pool, request: Request, out: bytes, how: _How, loading: Loading
+    ) -> None:
+        """The load of the request's adapter ended."""
+        if self._waiting is not loading or self.status is not None:
+            return
+        self._waiting, self._phase = None, BODY
+        decision, now = self._decision, monotonic()
+        try:
+            slot = loading.result()
+            if slot < 0:
+                self._open = False
+                self._picker.router.close(decision.ticket, FAILED, now)
+                self._not_chosen(not_loaded(pool, decision.adapter, request.model), how)
+            else:
+                self._slot = slot
+                self._send(request, out, how, now)
+            self._chosen()
+        except Exception:  # noqa: BLE001 - as in `receive`
+            self._crashed()
+        assert self._wake is not None, "the stream is open"
+        self._wake()
+
+    def _await(self, body: bytes) -> None:
+        """Nothing is answered until `_waiting` ends."""
+        self._phase, self._late = WAITING, []
+        if not self._held:  # a body that came in one message is held from now on
+            self._held = len(body)
+            self._picker.buffered += self._held
+
+    def _send(self, request: Request, out: bytes, how: _How, now: float) -> None:
+        """The replica is chosen: tell the gateway."""
+        picker, head, decision = self._picker, self._request_head, self._decision
+        kind, body, bodiless, _, _, _ = how
+        picker.router.sent(decision.ticket, self._slot, now)
         way = self._way = self._ways.fresh()[self._slot]
         assert way is not None and head is not None, "a decision names members only"
         model = decision.model

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from warmlane.envoy.messages import DESTINATION, MODES, set_header
 from warmlane.router.config import Config
 from warmlane.router.core import Router
+from warmlane.router.feeds.adapters import AdapterFeed
 from warmlane.router.interfaces import TokenSource
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.predicted import Predicted
@@ -26,6 +27,7 @@ RANK_HEADER: Final = b"x-data-parallel-rank"
 
 # A request whose token ids are on their way; to be cancelled when nobody waits for it any more.
 Waiting: TypeAlias = asyncio.Task[Request]
+Loading: TypeAlias = asyncio.Task[int]  # or whose adapter is loaded: the slot that has it, -1
 
 
 class Way:
@@ -115,6 +117,7 @@ class Picker:
         )
         self.shadow = Shadow(router, config.shadow)
         self.tokens: TokenSource | None = None  # set by the server, where a pool is exact
+        self.adapters: AdapterFeed | None = None  # set by the server
         # Endpoints by name ("host:port") -> "ip:port"; filled by `addresses.Resolver`.
         self.addresses: dict[str, str] = {}
         self._ways: dict[str, Ways] = {}
@@ -146,14 +149,17 @@ class Picker:
     def endpoint(self, decision: Decision, ways: list[Way | None], first: Way) -> bytes:
         """What the gateway is told: one address, or the ordered list by config.
 
-        A list names only replicas with the rank of the first: the rank header is one for all.
+        A list names only replicas with the rank of the first, the rank header is one for all, and
+        with the request's adapter: a gateway that falls back on one loads nothing.
         """
         if not self.ordered or len(decision.choices) == 1:
             return first.endpoint
-        found: list[bytes] = []
+        found = [first.endpoint]
         for slot in decision.choices:
             way = ways[slot]
-            if way is not None and way.rank == first.rank and way.endpoint not in found:
+            if way is None or way.rank != first.rank or way.endpoint in found:
+                continue
+            if not decision.adapter or has_adapter(way.replica, decision.adapter):
                 found.append(way.endpoint)
         return b",".join(found)
 
@@ -178,6 +184,17 @@ class Picker:
         waiting.add_done_callback(lambda done: None if done.cancelled() else then(done))
         return waiting
 
+    def loading(
+        self, pool: Pool, decision: Decision, then: Callable[[Loading], None]
+    ) -> Loading | None:
+        """None: the first choice has the request's adapter. Else `then` is called as above."""
+        if self.adapters is None:
+            return None
+        loading = self.adapters.placing(pool, decision.choices, decision.adapter)
+        if loading is not None:
+            loading.add_done_callback(lambda done: None if done.cancelled() else then(done))
+        return loading
+
     def readdressed(self) -> None:
         """Addresses changed: ways are made anew."""
         for ways in self._ways.values():
@@ -186,6 +203,11 @@ class Picker:
 
 async def _request(ids: Awaitable[Request]) -> Request:
     return await ids
+
+
+def has_adapter(replica: Replica, adapter: str) -> bool:
+    """By its list; one that nobody has read yet is believed."""
+    return replica.models is None or adapter in replica.models.adapters
 
 
 def host(address: str) -> str:

@@ -19,7 +19,7 @@ from warmlane.router.types import Decision, Kind, Outcome
 
 if TYPE_CHECKING:
     from warmlane.envoy.messages import Received
-    from warmlane.envoy.picker import Picker, Waiting, Way, Ways
+    from warmlane.envoy.picker import Loading, Picker, Waiting, Way, Ways
     from warmlane.router.shadow import Beside
 
 log = logging.getLogger("warmlane.envoy")
@@ -36,7 +36,7 @@ _SERVED_HEADER: Final = b"x-conformance-test-served-endpoint"
 _EARLY_S: Final = 0.02
 _OK: Final = Outcome()
 CANCELLED: Final = Outcome(status="cancelled")
-_ERROR: Final = Outcome(status="error")
+FAILED: Final = Outcome(status="error")
 
 
 class Reply:
@@ -94,7 +94,7 @@ class Reply:
         self._kind = Kind.OTHER
         self._stream = False
         self._open = False  # the ticket
-        self._waiting: Waiting | None = None
+        self._waiting: Waiting | Loading | None = None
         self._slot = -1
         self._way: Way | None = None
         self._beside: Beside | None = None
@@ -131,7 +131,7 @@ class Reply:
         self._closed = True
         self._wake = None
         waiting, self._waiting = self._waiting, None
-        if waiting is not None:  # nothing is decided yet
+        if waiting is not None:
             waiting.cancel()
         picker = self._picker
         picker.open -= 1
@@ -211,6 +211,8 @@ class Reply:
                 self._answer = Answer(self._kind, sse, picker.text_bytes)
                 return
         now = self._answered_at = monotonic()
+        if part.status == 404 and self._decision.adapter:
+            self._ways.pool.adapters.missing(self._slot, self._decision.adapter)
         if part.status >= 400 or not self._stream:
             picker.router.first_token(self._decision.ticket, now)
         else:
@@ -296,7 +298,7 @@ class Reply:
         elif not status:
             outcome = CANCELLED
         else:
-            outcome = _OK if status < 400 else _ERROR
+            outcome = _OK if status < 400 else FAILED
         picker.router.close(decision.ticket, outcome, now)
         self._count(status)
 

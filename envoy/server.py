@@ -46,6 +46,7 @@ class Server:
         self.options: ExtProc = running.config.ext_proc
         self.picker = Picker(running.router, running.config)
         self.picker.tokens = running.feeds.tokens
+        self.picker.adapters = running.feeds.adapters
         self.health = Health()
         self.tls: Tls | None = None if self.options.insecure else Tls(self.options)
         self.resolver = Resolver(self.picker)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -18,6 +18,8 @@ import aiohttp
 import msgspec
 
 from warmlane.router.adapters import EVERYTHING
+from warmlane.router.catalog import no_such_model
+from warmlane.router.errors import NoReplica, RouterError
 from warmlane.router.feeds.client import EngineError, fetch
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool, Replica
@@ -33,6 +35,7 @@ _MAX_BYTES: Final = 65_536
 
 # "" when the adapter is there, else why not: a word for the metric.
 Result = asyncio.Future[str]
+Placing = asyncio.Task[int]
 Pair = tuple[str, str, str]  # pool, URL, adapter
 
 
@@ -70,6 +73,26 @@ class AdapterFeed:
         if replica is None or table.has(slot, adapter) or not table.can_load(slot, adapter):
             return None
         return self._start(pool, replica, adapter, "demand")
+
+    def placing(self, pool: Pool, choices: Sequence[int], adapter: str) -> Placing | None:
+        """For a face that names a replica and does not try one after the other.
+
+        None: the first choice has it. Else what ends with the slot of the first that has it or
+        came to have it, -1 when none did; to be cancelled when nobody waits for it.
+        """
+        if self.needed(pool, choices[0], adapter) is None:
+            return None
+        job = self._place(pool, choices, adapter)
+        return asyncio.get_running_loop().create_task(job, name=f"place {adapter}")
+
+    async def _place(self, pool: Pool, choices: Sequence[int], adapter: str) -> int:
+        for slot in choices:
+            wait = self.needed(pool, slot, adapter)
+            if wait is not None:
+                await asyncio.shield(wait)
+            if pool.adapters.has(slot, adapter):
+                return slot
+        return -1
 
     def _start(self, pool: Pool, replica: Replica, adapter: str, why: str) -> Result:
         loop = asyncio.get_running_loop()
@@ -210,6 +233,13 @@ class AdapterFeed:
         elif event == "models" and self.session is not None:
             for adapter in pool.adapters.lost(replica):
                 self._start(pool, replica, adapter, "restart")
+
+
+def not_loaded(pool: Pool, adapter: str, name: str) -> RouterError:
+    """What the client hears when no choice could load the adapter that `name` stands for."""
+    if adapter and pool.adapters.nowhere(adapter):
+        return no_such_model(name)
+    return NoReplica("No engine could load this model now.", retry_after_s=1.0)
 
 
 def _refusal(status: int, answer: bytes, adapter: str) -> tuple[str, str]:

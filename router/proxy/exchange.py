@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from warmlane.router.answers import Answer
 from warmlane.router.attempts import Attempts, Fault
-from warmlane.router.catalog import no_such_model
 from warmlane.router.errors import NoReplica, RequestError, RouterError
+from warmlane.router.feeds.adapters import not_loaded
 from warmlane.router.proxy.delivery import ABORTED, Delivery
 from warmlane.router.proxy.relay import Relay
 from warmlane.router.proxy.request_head import request_bytes
@@ -268,10 +268,7 @@ class Exchange(Delivery):
             self._release(hold.pieces, self._upstream is None)
             return
         self._drop_upstream()
-        if adapter and self._side.pool.adapters.nowhere(adapter):
-            self._refuse(no_such_model(self._request.model))
-        else:
-            self._refuse(_final_error(Fault.MISSING))
+        self._refuse(not_loaded(self._side.pool, adapter, self._request.model))
 
     def _refuse(self, error: RouterError) -> None:
         """Our own answer in place of a replica's; the decision was made, so a ticket is open."""
@@ -336,8 +333,6 @@ def _final_error(fault: Fault) -> RouterError:
         )
     if fault is Fault.ABORTED:
         return NoReplica(ABORTED, retry_after_s=1.0)
-    if fault is Fault.MISSING:
-        return NoReplica("No engine could load this model now.", retry_after_s=1.0)
     return RequestError(502, _WORDS[fault], kind="upstream_error", code=f"upstream_{fault.value}")
 
 

@@ -33,6 +33,7 @@ from warmlane.router.shadow import Shadow
 from warmlane.router.types import ReplicaState
 
 if TYPE_CHECKING:
+    from warmlane.router.feeds.adapters import AdapterFeed
     from warmlane.router.proxy.delivery import Client as Asker
 
 log = logging.getLogger("warmlane.proxy")
@@ -49,12 +50,6 @@ class Client(Protocol):
     def due(self) -> float: ...
     def expired(self, now: float) -> None: ...
     def finish(self) -> None: ...
-
-
-class AdapterSource(Protocol):
-    """Who brings missing LoRA adapters to replicas (`feeds.adapters.AdapterFeed`)."""
-
-    def needed(self, pool: Pool, slot: int, adapter: str) -> asyncio.Future[str] | None: ...
 
 
 class PoolSide:
@@ -118,7 +113,7 @@ class State(Shared):
         now = monotonic()
         self._settle_plain(config)
         self.tokens: TokenSource | None = None  # set by the command, where a pool is exact
-        self.adapters: AdapterSource | None = None  # set by the command
+        self.adapters: AdapterFeed | None = None  # set by the command
         self.router = router
         self.metrics = router.metrics
         self.config = config
