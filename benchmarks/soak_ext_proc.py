@@ -5,9 +5,10 @@ gateways that ask and end with RST_STREAM as Envoy does, streams abandoned in th
 gateways that do not read for a while, large bodies, connections cut at any point, and bytes that
 are not HTTP/2 or damaged frames. Every question of a good gateway must be answered with a replica.
 At the end no stream and no ticket is open, and resident memory has not grown since the first fifth
-of the run.
+of the run. With --share the clients rest whenever they and the picker together have used more than
+that share of one core, so that an hour of it disturbs nobody.
 
-    PYTHONPATH=. python -m benchmarks.soak_ext_proc [--seconds 3600] [--save]
+    PYTHONPATH=. python -m benchmarks.soak_ext_proc [--seconds 3600] [--share 0.15] [--save]
 
 Prints one line a minute; exit status 1 and the reason when something is wrong. Good: flat.
 """
@@ -19,6 +20,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import random
 import struct
 import sys
@@ -46,11 +48,35 @@ class SoakError(Exception):
     """Something is not as it must be."""
 
 
+class Governor:
+    """Keeps this process and the picker below a share of one core, 0 for no bound."""
+
+    def __init__(self, pid: int, share: float) -> None:
+        self._share = share
+        self._stats = Path(f"/proc/{pid}/stat")
+        self._start = time.monotonic()
+        self._used = self._cpu_s()
+
+    def _cpu_s(self) -> float:
+        fields = self._stats.read_text().rpartition(")")[2].split()
+        ticks = int(fields[11]) + int(fields[12])  # utime, stime: proc(5)
+        return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+    async def rest(self) -> None:
+        """Return as soon as there is something left to use."""
+        while self._share:
+            allowed = self._share * (time.monotonic() - self._start)
+            if self._cpu_s() - self._used <= allowed:
+                return
+            await asyncio.sleep(0.25)
+
+
 class Play:
     """The clients, until `stop` is set; counts by what they did."""
 
-    def __init__(self, port: int, seed: int) -> None:
+    def __init__(self, port: int, seed: int, governor: Governor) -> None:
         self.port = port
+        self.rest = governor.rest
         self.rng = random.Random(seed)
         self.stop = asyncio.Event()
         self.did: dict[str, int] = {}
@@ -63,6 +89,7 @@ class Play:
     async def good(self) -> None:
         """Asks without a pause and is always answered; a new connection now and then."""
         while not self.stop.is_set():
+            await self.rest()
             gateway = await connect(self.port)
             for _ in range(self.rng.randrange(5, 100)):
                 if self.stop.is_set():
@@ -74,6 +101,7 @@ class Play:
                 if self.rng.random() < 0.05:
                     await gateway.flood(self.large, 4, 2)
                     self.count("answered_large", 4)
+                await self.rest()
                 await asyncio.sleep(0)
             gateway.close()
 
@@ -90,6 +118,7 @@ class Play:
     async def late_reader(self) -> None:
         """Asks much and reads nothing for a while; then everything is there."""
         while not self.stop.is_set():
+            await self.rest()
             gateway = await connect(self.port)
             gateway.transport.pause_reading()
             asked: list[Question] = [self.rng.choice(self.large) for _ in range(12)]
@@ -104,6 +133,7 @@ class Play:
     async def leaver(self) -> None:
         """Goes in the middle of everything."""
         while not self.stop.is_set():
+            await self.rest()
             gateway = await connect(self.port)
             for _ in range(self.rng.randrange(1, 40)):
                 gateway.ask(self.rng.choice(self.small))
@@ -115,6 +145,7 @@ class Play:
     async def vandal(self) -> None:
         """Damaged frames and noise."""
         while not self.stop.is_set():
+            await self.rest()
             data = bytearray(Gateway.PREFACE)
             for number in range(1, 20, 2):
                 data += self.rng.choice(self.small).frames(number)
@@ -193,12 +224,12 @@ async def watch(
     return samples
 
 
-async def soak(seconds: float, seed: int) -> dict[str, object]:
+async def soak(seconds: float, seed: int, share: float) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         replicas = stack.enter_context(backends(2, Path(folder)))
         picker = warmlane("native", 1, replicas, Path(folder))
         stack.callback(picker.stop)
-        play = Play(picker.port, seed)
+        play = Play(picker.port, seed, Governor(picker.process.pid, share))
         running = play.tasks()
         samples = await watch(play, running, picker, seconds)
         play.stop.set()
@@ -213,6 +244,7 @@ async def soak(seconds: float, seed: int) -> dict[str, object]:
             raise SoakError(f"grew from {first:.1f} to {last:.1f} MiB")
         return {
             "seconds": seconds,
+            "share_of_a_core": share,
             "did": play.did,
             "resident_mib": {"after_a_fifth": first, "end": last, "peak": picker.peak_mib()},
             "cpu_s": picker.cpu_s(),
@@ -223,10 +255,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--share", type=float, default=0.0, help="of one core; 0: no bound")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
     try:
-        report = uvloop.run(soak(options.seconds, options.seed))
+        report = uvloop.run(soak(options.seconds, options.seed, options.share))
     except SoakError as reason:
         print(f"soak_ext_proc: {reason}")
         return 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from warmlane._core.leads import Picked
 from warmlane.envoy import messages as wire
 from warmlane.envoy.picker import DESTINATION, Way
 from warmlane.envoy.reply import CANCELLED, FAILED, Reply
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
     from warmlane.envoy.picker import Loading, Waiting
     from warmlane.router.pool import Pool
 
-# Phases of the request half.
+# Phases of the request half; `_core.proc_course` knows them too.
 START: Final = 0  # no message yet
 BODY: Final = 1  # headers seen, the choice waits for the body
 WAITING: Final = 2  # for the prompt's token ids, or a load; the request is whole
 CHOSEN: Final = 3  # the choice is answered; what still comes passes
 REFUSED: Final = 4  # answered in place of an engine
 
+_KINDS: Final = tuple(Kind)  # in the order of `_core.scan`
 _POST: Final = (b"POST", b"")  # of a gateway that skips headers nothing is known
 _TEST_HEADER: Final = b"test-epp-endpoint-selection"
 _REWRITES: Final = (b"x-llm-d-model-name-rewrite", b"x-gateway-model-name-rewrite")
@@ -282,6 +284,17 @@ class Choice(Reply):
             raise RequestError(400, "the request body is empty", code="empty_body")
         text = "the request body must name a model, as a string"
         raise RequestError(400, text, param="model", code="missing_model")
+
+    def _adopt(self, picked: Picked, kind: int) -> None:
+        """Go on with a request that the compiled course decided and answered."""
+        head = self._request_head
+        assert head is not None, "begun"
+        self._kind = _KINDS[kind]
+        request = Request(kind=self._kind, path=head.path, stream=self._stream)
+        decision = self._decision = picked.lead.desk.adopt(picked, request)
+        self._slot, self._open = decision.choices[0], True
+        self._ways = picked.lead.side
+        self._way = self._ways.fresh()[self._slot]
 
     def _nobody_ready(self, decision: Decision, now: float) -> NoReplica:
         """What the gateway hears in place of a last resort, whose ticket is closed here."""

@@ -12,6 +12,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
+from warmlane._core.desk import Lead
+from warmlane._core.proc_course import Gate, Link
 from warmlane.envoy.messages import DESTINATION, MODES, set_header
 from warmlane.router.config import Config
 from warmlane.router.core import Router
@@ -19,9 +21,9 @@ from warmlane.router.feeds.adapters import AdapterFeed
 from warmlane.router.interfaces import TokenSource
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.predicted import Predicted
-from warmlane.router.requests import TransferParams
+from warmlane.router.requests import KINDS, SCAN_KIND, TransferParams
 from warmlane.router.shadow import Shadow
-from warmlane.router.types import Decision, Request
+from warmlane.router.types import Decision, Kind, Request
 
 RANK_HEADER: Final = b"x-data-parallel-rank"
 
@@ -48,6 +50,7 @@ class Ways:
 
     def __init__(self, pool: Pool, addresses: dict[str, str]) -> None:
         self.pool = pool
+        self.name = pool.name
         self._addresses = addresses
         self._version = 0
         self.by_slot: list[Way | None] = []
@@ -95,7 +98,7 @@ class Ways:
         return found
 
 
-class Picker:
+class Picker(Gate):
     """See the module."""
 
     def __init__(self, router: Router, config: Config) -> None:
@@ -109,8 +112,6 @@ class Picker:
         self.body_mode = MODES[options.body_mode]
         self.draining = False
         self.ends = router.metrics.counts["warmlane_ext_proc_streams_total"]
-        self.buffered = 0  # bytes of bodies held by all streams
-        self.open = 0
         self.rand = random.Random().getrandbits
         self.predicted = Predicted(
             router, options.prefill_tokens_per_s, options.output_tokens_per_s
@@ -121,6 +122,12 @@ class Picker:
         # Endpoints by name ("host:port") -> "ip:port"; filled by `addresses.Resolver`.
         self.addresses: dict[str, str] = {}
         self._ways: dict[str, Ways] = {}
+        # The compiled course tells one address, and reads no bodies of answers.
+        self.plain = self.level < 2 and not self.ordered and not self.test_headers
+        self.unknown_kind = Kind.OTHER
+        self.paths = {path: SCAN_KIND[kind] for path, kind in KINDS.items()}
+        self.sow(random.getrandbits(64))
+        router.catalog.on_change(self.forget_leads)
         self.follow(config)
 
     def follow(self, config: Config) -> None:
@@ -129,13 +136,14 @@ class Picker:
         Streams under way keep the ways of the pool that decided them.
         """
         self.config = config
-        before = self._ways
-        self._ways = {
-            name: before[name]
-            if name in before and before[name].pool is pool
-            else Ways(pool, self.addresses)
-            for name, pool in self.router.pools.items()
-        }
+        before, self._ways = self._ways, {}
+        for name, pool in self.router.pools.items():
+            ways = before.get(name)
+            if ways is None or ways.pool is not pool:
+                ways = Ways(pool, self.addresses)
+                pool.on_change(self._pool_changed)
+            self._ways[name] = ways
+        self.forget_leads()
         self.predicted.follow()
         self.transfer_params: TransferParams = config.transfer_params
         self.body_bytes = config.limits.body_bytes
@@ -145,6 +153,32 @@ class Picker:
     def ways(self, pool: str) -> Ways:
         """The ways to the replicas of a pool that decides now."""
         return self._ways[pool]
+
+    def lead(self, name: bytes) -> Lead | None:
+        """Where a model name leads without a look at the request; see `Leads.lead_of`.
+
+        Where token ids may be wanted each request is asked about first: no name leads anywhere.
+        """
+        if self.tokens is not None:
+            return None
+        try:
+            model = name.decode()
+        except UnicodeDecodeError:
+            return None
+        target = self.router.fixed_target(model)
+        if target is None:
+            return None
+        lane, ways = self.router.lanes[target.pool], self._ways[target.pool]
+
+        def link_of(slot: int) -> Link:
+            way = ways.fresh()[slot]
+            assert way is not None, "a decision names members only"
+            return Link(way.endpoint, way.mutation, self.predicted.of(lane, slot))
+
+        return lane.lead(model, target, ways, link_of)
+
+    def _pool_changed(self, event: str, replica: Replica) -> None:
+        self.forget_leads()
 
     def endpoint(self, decision: Decision, ways: list[Way | None], first: Way) -> bytes:
         """What the gateway is told: one address, or the ordered list by config.
@@ -199,6 +233,7 @@ class Picker:
         """Addresses changed: ways are made anew."""
         for ways in self._ways.values():
             ways.rebuild()
+        self.forget_leads()
 
 
 async def _request(ids: Awaitable[Request]) -> Request:

@@ -8,12 +8,12 @@ is always answered, so that no byte waits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from warmlane._core.proc_course import Course
 from warmlane.envoy import messages as wire
-from warmlane.envoy.streams import INTERNAL, INVALID_ARGUMENT, OK
+from warmlane.envoy.streams import INTERNAL, INVALID_ARGUMENT
 from warmlane.router.answers import GENERATES, Answer
 from warmlane.router.types import Decision, Kind, Outcome
 
@@ -26,140 +26,30 @@ log = logging.getLogger("warmlane.envoy")
 
 # Chunks of an answer between two `progress` events: decode work changes slowly.
 _PROGRESS_EVERY: Final = 16
-# How a stream without an open ticket ended, by the phase of its request half (`session`).
-_RESET: Final = ("reset",)
-_DONE: Final = ("done",)
-_FAILED: Final = ("error",)
-_ENDS: Final = (_RESET, _RESET, _RESET, _DONE, ("refused",))
 _SERVED_HEADER: Final = b"x-conformance-test-served-endpoint"
-# A stream of events takes longer; a gateway that sends no response trailers leaves at once.
-_EARLY_S: Final = 0.02
 _OK: Final = Outcome()
 CANCELLED: Final = Outcome(status="cancelled")
 FAILED: Final = Outcome(status="error")
 
 
-class Reply:
-    """State of a stream, and its response half."""
+class Reply(Course):
+    """The response half of a stream."""
 
-    __slots__ = (
-        "_answer",
-        "_answered_at",
-        "_beside",
-        "_chunks",
-        "_closed",
-        "_decision",
-        "_held",
-        "_http_status",
-        "_internal",
-        "_kind",
-        "_late",
-        "_observed",
-        "_open",
-        "_out",
-        "_phase",
-        "_picker",
-        "_reads",
-        "_request_head",
-        "_request_mode",
-        "_response_mode",
-        "_slot",
-        "_stream",
-        "_trailers",
-        "_waiting",
-        "_wake",
-        "_way",
-        "_ways",
-        "status",
-    )
+    __slots__ = ()
 
-    status: tuple[int, str] | None
+    _picker: Picker
     _decision: Decision
+    _kind: Kind
     _late: list[Received]  # what came while token ids were awaited
+    _waiting: Waiting | Loading | None
+    _way: Way | None
     _ways: Ways  # of the pool that decided, which a reload may take away meanwhile
-
-    def __init__(self, picker: Picker, wake: Callable[[], None]) -> None:
-        self._wake: Callable[[], None] | None = wake  # it may lead back here: gone with the stream
-        self.status = None
-        self._picker = picker
-        self._out: list[bytes] = []
-        self._request_head: Received | None = None
-        self._request_mode = self._response_mode = wire.FULL_DUPLEX
-        self._phase = 0
-        self._chunks: list[bytes] = []
-        self._held = 0
-        self._trailers = False
-        self._observed = False
-        self._internal: list[bytes] | None = None
-        self._kind = Kind.OTHER
-        self._stream = False
-        self._open = False  # the ticket
-        self._waiting: Waiting | Loading | None = None
-        self._slot = -1
-        self._way: Way | None = None
-        self._beside: Beside | None = None
-        self._answer: Answer | None = None
-        self._http_status = 0
-        self._answered_at = 0.0
-        self._reads = 0
-        self._closed = False
-        picker.open += 1
-
-    # The face of a StreamHandler that needs no protocol
-
-    def take(self) -> list[bytes]:
-        """Messages to send now."""
-        out = self._out
-        if out:
-            self._out = []
-        return out
-
-    @property
-    def held_bytes(self) -> int:
-        """Of the request's body, kept until the choice: what a transport charges the stream for."""
-        return self._held
-
-    def half_closed(self) -> None:
-        """Nothing more will come: the stream ends, and with it what is open."""
-        if self.status is None:
-            self._end_with(OK)
-
-    def closed(self) -> None:
-        """The stream is gone."""
-        if self._closed:
-            return
-        self._closed = True
-        self._wake = None
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.cancel()
-        picker = self._picker
-        picker.open -= 1
-        if self._held:
-            self._let_go()
-        if self._open:
-            if self._left_early():
-                self._predict_end()
-            else:
-                self._ended()
-            end = _DONE if self._http_status else _RESET
-        elif self.status is not None and self.status[0] != OK:
-            end = _FAILED
-        else:
-            end = _ENDS[self._phase]
-        ends = picker.ends
-        ends[end] = ends.get(end, 0) + 1
+    _beside: Beside | None
+    _answer: Answer | None
 
     def _end_with(self, code: int, text: str = "") -> None:
         """The stream ends with what is queued and this gRPC status."""
         self.status = (code, text)
-
-    def _let_go(self) -> None:
-        """Forget the held body."""
-        if self._held:
-            self._picker.buffered -= self._held
-            self._held = 0
-        self._chunks = []
 
     def _refuse_stream(self, what: str, text: str) -> None:
         """The gateway broke the protocol: it hears INVALID_ARGUMENT, and decides by its own mode
@@ -246,15 +136,6 @@ class Reply:
             self._ended()
 
     # The ticket
-
-    def _left_early(self) -> bool:
-        """Did the gateway end the stream though the answer goes on?
-
-        Envoy keeps the stream to the answer's end where it wants to send response trailers, and
-        else ends it after the headers. Only a stream of events can go on from there.
-        """
-        at = self._answered_at
-        return self._stream and self._answer is None and 0.0 < monotonic() - at < _EARLY_S
 
     def _predict_end(self) -> None:
         """Nobody will see the end: the ticket's is predicted."""

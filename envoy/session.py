@@ -17,8 +17,11 @@ body mode, which the first message tells (`protocol_config`; older gateways: `ex
 Headers with end_of_stream are a whole request in every mode. A whole request on a path of inference
 names a model, or it is refused. Where nobody is ready the gateway hears 503, not the router's last
 resort: it has a way of its own to fall back. In observability mode nothing is ever answered.
-Anything out of turn ends the stream with INVALID_ARGUMENT and a metric. Cost: about 12 us a request
-of 4 KB, of which the decision is 3 and the parse 2.
+Anything out of turn ends the stream with INVALID_ARGUMENT and a metric.
+
+The base of all (`_core.proc_course.Course`) has the state, and takes the common course of a request
+in full duplex by itself; what it does not take comes here, message by message. Cost: about 12 us a
+request of 4 KB, of which the decision is 3 and the parse 2; 4 us on the common course.
 """
 
 from __future__ import annotations
@@ -42,21 +45,14 @@ class Session(Choice):
 
     __slots__ = ()
 
-    def receive(self, message: bytes) -> None:
-        if self.status is not None:
-            return
-        try:
-            part = wire.receive(message)
-        except wire.WireError as error:
-            self._refuse_stream("unreadable", str(error))
-            return
+    def _receive(self, part: wire.Received) -> None:
         if self._phase == WAITING:
             self._wait_with(part)
-            return
-        try:
+        else:
             _RECEIVERS[part.kind](self, part)
-        except Exception:  # noqa: BLE001 - one stream fails, the server goes on; logged with trace
-            self._crashed()
+
+    def _unreadable(self, error: wire.WireError) -> None:
+        self._refuse_stream("unreadable", str(error))
 
     def _wait_with(self, part: wire.Received) -> None:
         """A message before its turn: trailers, or the answer where we only look on."""
@@ -114,7 +110,7 @@ class Session(Choice):
                 self._choose(wire.REQUEST_BODY, part.body)
             elif self._hold(part.body):
                 if last:
-                    self._choose(wire.REQUEST_HEADERS, self._whole())
+                    self._choose_whole()
                 elif mode == wire.STREAMED and self._held > STREAMED_MOST and not self._observed:
                     self._choose(wire.REQUEST_HEADERS, b"", bodiless=True)
         elif self._phase == CHOSEN and not self._observed:
@@ -128,18 +124,14 @@ class Session(Choice):
             self._begin(part)
         if self._phase == BODY:
             self._trailers = True
-            self._choose(wire.REQUEST_HEADERS, self._whole())
+            self._choose_whole()
         if self._phase == CHOSEN and not self._observed:
             self._out.append(wire.CONTINUE[wire.REQUEST_TRAILERS])
         elif self._phase == WAITING:
             self._late.append(part)
 
-    def _whole(self) -> bytes:
-        """The held body. Envoy ends a body with an empty chunk: the one before it is no copy."""
-        chunks = self._chunks
-        if len(chunks) == 1 or (len(chunks) == 2 and not chunks[1]):
-            return chunks[0]
-        return b"".join(chunks)
+    def _choose_whole(self) -> None:
+        self._choose(wire.REQUEST_HEADERS, self._whole())
 
     def _hold(self, chunk: bytes) -> bool:
         """Keep a chunk until the body is whole. False: it is too much, and that is answered."""

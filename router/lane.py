@@ -29,7 +29,7 @@ from warmlane.router.view import CacheView
 from warmlane.router.watchdog import CHAT, Watchdog, traits_of
 
 if TYPE_CHECKING:
-    from warmlane._core.straight import Straight
+    from warmlane._core.leads import Picked
 
 _MEAN_STEP: Final = 0.02  # exponential mean over about the last 50 answers
 _LENGTH_PORTION: Final = 4096  # tokens
@@ -201,25 +201,25 @@ class Lane(Desk):
         root = root_key(target.model)
         return Lead(self, side, target, mask, root, self._metrics, link_of, self._name_of)
 
-    def adopt(self, course: Straight, request: Request) -> Decision:
-        """The decision of a course that ends as an ordinary request: its ticket is ours now."""
-        target: Target = course.lead.target
+    def adopt(self, picked: Picked, request: Request) -> Decision:
+        """The decision of a compiled course that ends as an ordinary request: its ticket is ours
+        from now on."""
+        target: Target = picked.lead.target
         decision = Decision(
-            ticket=self._high | course.ticket,
+            ticket=self._high | picked.ticket,
             pool=self._name,
-            choices=course.choices,
-            hit_tokens=course.hit_tokens,
-            prompt_tokens=course.prompt_tokens,
+            choices=picked.choices,
+            hit_tokens=picked.hit_tokens,
+            prompt_tokens=picked.prompt_tokens,
             view="approximate",
         )
         slot = decision.choices[0]
-        key = PrefixKey(
-            course.keys, "text", course.prompt_size, self.view.text_block_bytes, course.root
-        )
-        opened = Open(decision, request, key, course.raw_hit, slot, target)
-        if course.back is not None:
+        size, block = picked.prompt_size, self.view.text_block_bytes
+        key = PrefixKey(picked.keys, "text", size, block, picked.root)
+        opened = Open(decision, request, key, picked.raw_hit, slot, target)
+        if picked.sent:
             opened.sent_to = slot
-        self._open[course.ticket] = opened
+        self._open[picked.ticket] = opened
         return decision
 
     def _name_of(self, slot: int) -> str:

@@ -48,7 +48,7 @@ MAX_SERIES: Final = 65_536
 Key = tuple[str, ...]
 KINDS: Final = tuple(kind.value for kind in Kind)  # in the order of `_core.scan`
 
-set_bounds(TTFT_BOUNDS, DURATION_BOUNDS, DECISION_BOUNDS)
+set_bounds(TTFT_BOUNDS, DURATION_BOUNDS, DECISION_BOUNDS, KINDS)
 
 
 class Metrics:
@@ -173,12 +173,6 @@ class Metrics:
             else:
                 self.series_dropped += 1
         return cell
-
-    def request_key(
-        self, pool: str, replica: str, kind: int, status: int
-    ) -> tuple[str, str, str, int]:
-        """The key of `requests` for a kind by its number in `_core.scan`."""
-        return (pool, replica, KINDS[kind], status)
 
     # Rare events ------------------------------------------------------------------------------
 

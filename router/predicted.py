@@ -16,14 +16,14 @@ counters tell (`router/pace.py`) as soon as it is known.
 
 What it never does: close a ticket younger than a scrape can know. Within one replica predicted
 moments grow with the order of decisions, up to small changes of its pace, so that two queues a
-replica do without a heap. Cost: 1 us a request, and what the two events cost the lane.
+replica (`_core.expected`) do without a heap.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
+from warmlane._core.expected import Expected
 from warmlane._core.ledger import TICKET_BITS
 from warmlane.router.core import Router
 from warmlane.router.lane import Lane
@@ -41,20 +41,7 @@ _IN_FLIGHT_S: Final = 1.0
 _MOST_SHARE: Final = 0.9
 _QUICKEN, _SLACKEN = 0.9, 1.02
 _LEAST_PACE, _MOST_PACE = 0.05, 4.0
-_MASK: Final = (1 << TICKET_BITS) - 1
 _OK: Final = Outcome()
-
-
-class _Watched:
-    """One replica's tickets that are watched here, each queue in the order of decisions."""
-
-    __slots__ = ("ends", "firsts", "lane", "pace")
-
-    def __init__(self, lane: Lane) -> None:
-        self.lane = lane
-        self.pace = 1.0  # factor on predicted times; below 1: it is quicker than guessed
-        self.firsts: deque[tuple[float, int]] = deque()  # when due, ticket
-        self.ends: deque[tuple[float, int, float]] = deque()  # when due, ticket, when opened
 
 
 class Predicted:
@@ -70,12 +57,14 @@ class Predicted:
         prefill_tokens_per_s: float = PREFILL_TOKENS_PER_S,
         output_tokens_per_s: float = OUTPUT_TOKENS_PER_S,
     ) -> None:
-        self._prefill = prefill_tokens_per_s
-        self._output = output_tokens_per_s
+        self._rates = {
+            "prefill_tokens_per_s": prefill_tokens_per_s,
+            "output_tokens_per_s": output_tokens_per_s,
+        }
         self._router = router
         self._metrics = router.metrics
         self._most = int(_MOST_SHARE * router.config.limits.tickets)
-        self._watched: dict[tuple[int, int], _Watched] = {}  # by number of the lane, and slot
+        self._expected: dict[tuple[int, int], Expected] = {}  # by number of the lane, and slot
         self._followed: set[int] = set()
         self._leaving: list[tuple[int, int]] = []  # of pools that are gone
         self.follow()
@@ -87,80 +76,62 @@ class Predicted:
             if number not in self._followed:
                 self._followed.add(number)
                 lane.pool.on_load(_OnLoad(self, number))
-        self._leaving = [key for key in self._watched if key[0] not in lanes]
+        self._leaving = [key for key in self._expected if key[0] not in lanes]
 
     def __len__(self) -> int:
         """Tickets whose end is predicted here."""
-        return sum(len(each.ends) for each in self._watched.values())
+        return sum(len(each) for each in self._expected.values())
 
     def pace(self, pool: str, slot: int) -> float:
         """Factor on predicted times of a replica."""
-        watched = self._watched.get((self._router.lanes[pool].number, slot))
-        return 1.0 if watched is None else watched.pace
+        return self.of(self._router.lanes[pool], slot).pace
+
+    def of(self, lane: Lane, slot: int) -> Expected:
+        """What is predicted of one replica; kept for as long as its lane has open tickets."""
+        found = self._expected.get((lane.number, slot))
+        if found is None:
+            learned = lane.pool.pace.tokens_per_s
+            found = Expected(
+                lane, slot, learned, self._metrics, _OK, most=self._most, **self._rates
+            )
+            self._expected[(lane.number, slot)] = found
+        return found
 
     def watch(self, ticket: int, slot: int, now: float, *, end: bool) -> None:
         """Predict the first token of a request that was just sent; with `end` its end too."""
-        key = (ticket >> TICKET_BITS, slot)
-        watched = self._watched.get(key)
-        if watched is None:
-            found = self._router.lane_of(ticket)
-            if found is None:  # its pool is gone, and it was closed by its age
+        expected = self._expected.get((ticket >> TICKET_BITS, slot))
+        if expected is None:
+            lane = self._router.lane_of(ticket)
+            if lane is None:  # its pool is gone, and it was closed by its age
                 return
-            watched = self._watched[key] = _Watched(found)
-        lane, pace = watched.lane, watched.pace
-        # `pace` is corrected by ends that are predicted. Where ends are seen nothing corrects it,
-        # and the pace that the engine's own counters tell takes the place of the guess.
-        learned = 0.0 if end else lane.pool.pace.tokens_per_s[slot]
-        rate = learned if learned > 0 else self._prefill / pace
-        # The column holds this request's own uncached tokens too: it was booked at the decision.
-        first = now + lane.pool.ledger.prefill_tokens[slot] / rate
-        watched.firsts.append((first, ticket))
-        if end:
-            watched.ends.append((first + pace * lane.output_tokens / self._output, ticket, now))
-            if lane.open_tickets > self._most:
-                self._metrics.limit_reached("predicted_tickets")
-                self._close_next(watched, now)
+            expected = self.of(lane, slot)
+        expected.watch(ticket, now, end)
 
     def tick(self, now: float) -> None:
         """Tell the router of every moment that has come."""
-        for watched in self._watched.values():
-            firsts, ends, lane = watched.firsts, watched.ends, watched.lane
-            slot_of = lane.pool.ledger.slot_of
-            while firsts and firsts[0][0] <= now:
-                ticket = firsts.popleft()[1]
-                if slot_of(ticket & _MASK) >= 0:
-                    lane.first_token(ticket, now)
-            while ends and ends[0][0] <= now:
-                self._close_next(watched, now)
+        for expected in self._expected.values():
+            expected.tick(now)
         for key in self._leaving:
-            watched = self._watched[key]
-            if not watched.firsts and not watched.ends:
-                del self._watched[key]
+            expected = self._expected[key]
+            if expected.idle and not expected.lane.open_tickets:
+                del self._expected[key]
         if self._leaving:
-            self._leaving = [key for key in self._leaving if key in self._watched]
-
-    def _close_next(self, watched: _Watched, now: float) -> None:
-        """Close the ticket that is due next, whether it is time or not."""
-        ticket, lane = watched.ends.popleft()[1], watched.lane
-        if lane.pool.ledger.slot_of(ticket & _MASK) >= 0:
-            lane.close(ticket, _OK, now)
+            self._leaving = [key for key in self._leaving if key in self._expected]
 
     def on_load(self, number: int, replica: Replica) -> None:
         """A scrape of a replica: compare its count with the tickets that are watched here."""
-        load, watched = replica.load, self._watched.get((number, replica.slot))
-        if load is None or watched is None or not watched.ends:
+        load, expected = replica.load, self._expected.get((number, replica.slot))
+        if load is None or not expected:
             return
-        ends, lane = watched.ends, watched.lane
-        newest = load.taken_at - _IN_FLIGHT_S
-        known = sum(each[2] <= newest for each in ends)
-        young = lane.pool.ledger.requests[replica.slot] - known
+        known = expected.opened_until(load.taken_at - _IN_FLIGHT_S)
+        young = expected.lane.pool.ledger.requests[replica.slot] - known
         surplus = known - max(0.0, load.waiting + load.running - young)
         if surplus >= 1.0:
             for _ in range(int(surplus)):
-                self._close_next(watched, load.taken_at)
-            watched.pace = max(_LEAST_PACE, watched.pace * _QUICKEN)
+                expected.close_next(load.taken_at)
+            expected.pace = max(_LEAST_PACE, expected.pace * _QUICKEN)
         elif surplus < 0.0:
-            watched.pace = min(_MOST_PACE, watched.pace * _SLACKEN)
+            expected.pace = min(_MOST_PACE, expected.pace * _SLACKEN)
 
 
 class _OnLoad:

@@ -58,7 +58,7 @@ cdef class Lead:
     cdef object names                   # slot -> the replica's name
     cdef object metrics
     cdef list hit_cells                 # by slot
-    cdef list request_keys              # by slot * 6 + kind
+    cdef list request_keys              # by slot, kind, and whether the status is 0 or 200
     cdef dict requests
     cdef list ttft
     cdef list duration
@@ -107,8 +107,8 @@ cdef class Desk:
 
 # One more observation in a histogram's cell (see router.metrics).
 cdef int observe(list cell, tuple bounds, double value) except -1
-# One more request of this kind that was answered with 200.
-cdef int count_ok(Lead lead, Py_ssize_t slot, int kind) except -1
+# One more request of this kind that was answered with this status; 0: nobody saw it.
+cdef int count_done(Lead lead, Py_ssize_t slot, int kind, int status) except -1
 cdef int note_decision(Lead lead, double seconds) except -1
 cdef void free_pick(Pick *pick) noexcept
 cdef tuple slots_of(const Pick *pick)

@@ -11,9 +11,12 @@ from warmlane._core.runs import RunTree
 from warmlane._core.trust import Trust
 
 def set_bounds(
-    ttft: tuple[float, ...], duration: tuple[float, ...], decision: tuple[float, ...]
+    ttft: tuple[float, ...],
+    duration: tuple[float, ...],
+    decision: tuple[float, ...],
+    kinds: tuple[str, ...],
 ) -> None:
-    """The histograms' bounds in seconds: time to first token, duration, decision."""
+    """The histograms' bounds in seconds (time to first token, duration, decision), kinds' names."""
 
 class Lead:
     """Where a model name leads, until its pool changes.

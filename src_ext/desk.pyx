@@ -22,6 +22,7 @@ cdef extern from "alloc.h" nogil:
 
 cdef enum:
     SORTS = 4               # of evidence: told or not, chat or not
+    KINDS = 6               # of requests, see scan.pyx
     KEPT_KEYS = 4096        # a longer chain's memory is given back after its request
     LENGTH_PORTION = 4096   # tokens: a sample of a few thousand is a good one
     K_CHAT = 0
@@ -40,12 +41,13 @@ cdef enum:
 cdef tuple TTFT = ()
 cdef tuple DURATION = ()
 cdef tuple DECISION = ()
+cdef tuple KIND_NAMES = ()          # label values, in the order of scan.pyx
 
 
-def set_bounds(tuple ttft, tuple duration, tuple decision):
-    """The histograms' bounds in seconds: time to first token, duration, decision."""
-    global TTFT, DURATION, DECISION
-    TTFT, DURATION, DECISION = ttft, duration, decision
+def set_bounds(tuple ttft, tuple duration, tuple decision, tuple kinds):
+    """The histograms' bounds in seconds (time to first token, duration, decision), kinds' names."""
+    global TTFT, DURATION, DECISION, KIND_NAMES
+    TTFT, DURATION, DECISION, KIND_NAMES = ttft, duration, decision, kinds
 
 
 cdef int observe(list cell, tuple bounds, double value) except -1:
@@ -85,7 +87,7 @@ cdef class Lead:
         self.names = names
         self.links = [None] * size
         self.hit_cells = [None] * size
-        self.request_keys = [None] * (6 * size)
+        self.request_keys = [None] * (2 * KINDS * size)
         self.requests = metrics.requests
         self.ttft, self.duration, self.decision = metrics.cells(side.name)
 
@@ -96,12 +98,15 @@ cdef class Lead:
         return found
 
 
-cdef int count_ok(Lead lead, Py_ssize_t slot, int kind) except -1:
-    cdef Py_ssize_t at = slot * 6 + kind
+cdef int count_done(Lead lead, Py_ssize_t slot, int kind, int status) except -1:
+    cdef Py_ssize_t at = 2 * (slot * KINDS + kind) + (status == 0)
+    if status != 0 and status != 200:
+        lead.metrics.request_done(lead.side.name, lead.names(slot), KIND_NAMES[kind], status)
+        return 0
     key = lead.request_keys[at]
     if key is None:
-        key = lead.request_keys[at] = lead.metrics.request_key(
-            lead.side.name, lead.names(slot), kind, 200
+        key = lead.request_keys[at] = (
+            lead.side.name, lead.names(slot), KIND_NAMES[kind], status
         )
     lead.requests[key] = lead.requests.get(key, 0) + 1
     return 0

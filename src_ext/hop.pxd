@@ -8,12 +8,11 @@ everything: a request or a read of an answer is handled here whole or not at all
 A request is read into a buffer of its own, from a pool, and stays there until it is answered, so
 that sending does not copy it.
 """
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t
 
-from warmlane._core.desk cimport Lead
 from warmlane._core.http_head cimport RequestHead
+from warmlane._core.leads cimport Leads
 from warmlane._core.poll cimport Conn, Peer
-from warmlane._core.scan cimport Plain
 
 cdef enum:
     ROOM = 98304            # bytes of a pooled request buffer: a head and 64 KB
@@ -21,7 +20,7 @@ cdef enum:
     MOST_BODY = 1048576     # larger bodies go the other way
 
 
-cdef class Shared:
+cdef class Shared(Leads):
     # What all connections of one proxy share: base of `state.State`. Seconds and bytes.
     cdef public double now              # coarse clock, one tick behind at most
     cdef public Py_ssize_t inflight
@@ -30,27 +29,18 @@ cdef class Shared:
     cdef public bint plain              # courses are allowed
     cdef public Py_ssize_t most_inflight, most_buffered, most_head, most_body, most_text, most_held
     cdef public double head_s, keepalive_s, first_byte_s, idle_s, total_s, hold_s
-    cdef public dict paths              # path -> kind, as in scan.pyx
-    cdef public object shadow           # what compares decisions, None: nothing does
     cdef public object guard            # headers -> may it pass; None: all may
     cdef readonly int64_t plain_requests    # begun by a course
     cdef readonly int64_t handed_on         # of these, those that an exchange went on with
-    cdef dict leads                     # model name as written -> Lead
-    cdef uint8_t *work                  # scratch for scans
-    cdef size_t work_room
     cdef void *slab[4]
     cdef uint8_t *slab_at[4]            # where their buffers begin
     cdef int slabs
     cdef uint8_t *spare[84]             # buffers of the slabs that nobody uses
     cdef int spares
-    cdef uint64_t seed
 
-    cdef Lead lead_of(self, const Plain *plain)
-    cdef uint8_t *work_for(self, size_t size) except NULL
     cdef uint8_t *add_slab(self) except NULL
     cdef uint8_t *take_room(self) except NULL
     cdef void give_room(self, uint8_t *room) noexcept
-    cdef uint64_t chance(self) noexcept
 
 
 cdef class Course:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from warmlane._core.desk import Lead
+from warmlane._core.leads import Leads
 from warmlane._core.poll import Peer
 
-class Shared:
+class Shared(Leads):
     """What all connections of one proxy share. Seconds and bytes."""
 
     now: float
@@ -26,17 +26,9 @@ class Shared:
     idle_s: float
     total_s: float
     hold_s: float
-    paths: dict[str, int]
-    shadow: Any
     plain_requests: int  # begun by a course
     handed_on: int  # of these, those that an exchange went on with
     guard: Callable[[Mapping[bytes, bytes]], bool] | None
-    def sow(self, seed: int) -> None:
-        """Begin the random numbers anew."""
-    def forget_leads(self) -> None:
-        """A pool has changed: names lead elsewhere."""
-    def lead(self, name: bytes) -> Lead | None:
-        """The Lead of a model name, None: it needs the Python half. The owner's."""
     def adopt(self, course: Any) -> Any:
         """Make the exchange that goes on with a course. The owner's."""
 

@@ -1,13 +1,12 @@
 """The compiled halves of the proxy's connections. See hop.pxd for the contract."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from warmlane._core.desk cimport Lead
 from warmlane._core.http_head cimport RequestHead, request_of
+from warmlane._core.leads cimport Leads
 from warmlane._core.poll cimport SCRATCH, Peer
-from warmlane._core.scan cimport Plain
 
 from warmlane._core.http_head import HeadError
 
@@ -25,66 +24,22 @@ cdef extern from "string.h" nogil:
     void *memmem(const void *text, size_t text_size, const void *what, size_t what_size)
 
 cdef enum:
-    MOST_LEADS = 256        # model names come from clients
-    MOST_NAME = 256
-    MOST_WORK = 3 * MOST_BODY + 256
     SLAB = 2097152          # one huge page
     # A body may take head_s plus one second per this many bytes (as downstream's).
     MIN_BYTES_PER_S = 16384
 
 
-cdef class Shared:
-    """What all connections share; see hop.pxd. chance: where its random numbers begin."""
-
-    def __cinit__(self, *args, **kwargs):
-        self.paths = {}
-        self.leads = {}
+cdef class Shared(Leads):
+    """What all connections share; see hop.pxd."""
 
     def __dealloc__(self):
-        wl_free(self.work)
         while self.slabs:
             self.slabs -= 1
             wl_free(self.slab[self.slabs])
 
-    def sow(self, uint64_t seed):
-        """Begin the random numbers anew."""
-        self.seed = seed
-
-    def forget_leads(self):
-        """A pool has changed: names lead elsewhere."""
-        self.leads.clear()
-
-    def lead(self, name):
-        """The Lead of a model name, None: it needs the Python half."""
-        raise NotImplementedError
-
     def adopt(self, course):
         """Make the exchange that goes on with a course."""
         raise NotImplementedError
-
-    cdef Lead lead_of(self, const Plain *plain):
-        cdef bytes name
-        if plain.model_size > MOST_NAME:
-            return None
-        name = PyBytes_FromStringAndSize(<const char *>plain.model, plain.model_size)
-        found = self.leads.get(name, False)
-        if found is False:
-            found = self.lead(name)
-            if len(self.leads) >= MOST_LEADS:
-                self.leads.clear()
-            self.leads[name] = found
-        return found
-
-    cdef uint8_t *work_for(self, size_t size) except NULL:
-        # For one scan; grows to what the largest body needs, which is MOST_WORK.
-        cdef uint8_t *grown
-        if size > self.work_room:
-            grown = <uint8_t *>wl_malloc(size)
-            if grown == NULL:
-                raise MemoryError
-            wl_free(self.work)
-            self.work, self.work_room = grown, size
-        return self.work
 
     cdef uint8_t *add_slab(self) except NULL:
         # On a huge page where the system gives one when asked: what kernel and core copy through
@@ -123,15 +78,6 @@ cdef class Shared:
                 self.spares += 1
                 return
         wl_free(room)
-
-    cdef uint64_t chance(self) noexcept:
-        # SplitMix64 (Steele, Lea, Flood 2014).
-        cdef uint64_t word
-        self.seed += <uint64_t>0x9E3779B97F4A7C15
-        word = self.seed
-        word = (word ^ (word >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
-        word = (word ^ (word >> 27)) * <uint64_t>0x94D049BB133111EB
-        return word ^ (word >> 31)
 
 
 cdef class Course:

@@ -43,6 +43,7 @@ cdef class Ledger:
     cdef readonly int64_t expired_tickets
 
     cdef Ticket* live(self, int64_t number) noexcept nogil
+    cdef int slot_now(self, int64_t ticket) noexcept nogil  # -1: not open; counts nothing
     cdef void release(self, Ticket* ticket) noexcept nogil
 
     # The face without its checks: the slot exists, counts are finite.

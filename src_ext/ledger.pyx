@@ -123,6 +123,14 @@ cdef class Ledger:
         self.stale_events += 1
         return NULL
 
+    cdef int slot_now(self, int64_t ticket) noexcept nogil:
+        cdef uint32_t index = <uint32_t>(ticket & INDEX_MASK)
+        if ticket <= 0 or not 0 < index < self.used:
+            return -1
+        if self.tickets[index].generation != <uint32_t>(ticket >> INDEX_BITS):
+            return -1
+        return self.tickets[index].slot
+
     cdef void release(self, Ticket* ticket) noexcept nogil:
         """Gives everything back and frees the ticket; its number is stale from here on."""
         cdef uint32_t index = <uint32_t>(ticket - self.tickets)
@@ -280,12 +288,7 @@ cdef class Ledger:
         return closed
 
     def slot_of(self, int64_t ticket):
-        cdef uint32_t index = <uint32_t>(ticket & INDEX_MASK)
-        if ticket <= 0 or not 0 < index < self.used:
-            return -1
-        if self.tickets[index].generation != <uint32_t>(ticket >> INDEX_BITS):
-            return -1
-        return self.tickets[index].slot
+        return self.slot_now(ticket)
 
     @property
     def requests(self):

@@ -30,3 +30,10 @@ cdef class Received:
     cdef int read_config(self, const uint8_t *p, const uint8_t *end) except -1
     cdef int read_metadata(self, const uint8_t *p, const uint8_t *end) except -1
     cdef int read_struct(self, const uint8_t *p, const uint8_t *end, int space) except -1
+
+
+# `receive`, `answer` and `pieces` without their checks: the kind is one that they take.
+cdef Received read_message(bytes message)
+cdef bytes make_answer(
+    int kind, bytes endpoint, long long length, bytes mutation, bytes body, bytes tail)
+cdef int add_pieces(list out, int kind, bytes body, bint last) except -1

@@ -311,6 +311,10 @@ cdef int status_of(const uint8_t *p, size_t size) noexcept nogil:
 
 def receive(bytes message not None):
     """What a ProcessingRequest says. Raises WireError."""
+    return read_message(message)
+
+
+cdef Received read_message(bytes message):
     cdef Received found = Received.__new__(Received)
     cdef const uint8_t *p = <const uint8_t *> PyBytes_AS_STRING(message)
     found.body = found.method = NOTHING
@@ -398,6 +402,12 @@ def answer(
     """
     if not REQUEST_HEADERS <= kind <= RESPONSE_TRAILERS:
         raise ValueError(f"no such kind: {kind}")
+    return make_answer(kind, endpoint, length, mutation, body, tail)
+
+
+cdef bytes make_answer(
+    int kind, bytes endpoint, long long length, bytes mutation, bytes body, bytes tail
+):
     cdef size_t most = (
         3 * PyBytes_GET_SIZE(endpoint) + PyBytes_GET_SIZE(mutation) + PyBytes_GET_SIZE(tail) + 400
         + (0 if body is None else PyBytes_GET_SIZE(body))
@@ -447,16 +457,21 @@ def pieces(int kind, bytes body not None, bint last):
     """
     if kind != REQUEST_BODY and kind != RESPONSE_BODY:
         raise ValueError(f"no body kind: {kind}")
+    cdef list out = []
+    add_pieces(out, kind, body, last)
+    return out
+
+
+cdef int add_pieces(list out, int kind, bytes body, bint last) except -1:
     cdef const uint8_t *p = <const uint8_t *> PyBytes_AS_STRING(body)
     cdef size_t left = <size_t> PyBytes_GET_SIZE(body)
-    cdef list out = []
     while left > PIECE:
         out.append(piece(kind - 1, p, PIECE, False))
         p += PIECE
         left -= PIECE
     if left or last:
         out.append(piece(kind - 1, p, left, last))
-    return out
+    return 0
 
 
 def immediate(int status, bytes mutation not None, bytes body not None, bytes details not None):

@@ -29,6 +29,7 @@ cdef struct Plain:
     const uint8_t *prompt   # canonical bytes
     size_t prompt_size
     long long max_tokens    # -1: not set
+    bint stream
 
 
 # As `scan_body`, without a Python object. 0: it does not have it all, ask `scan_body`: not plain,

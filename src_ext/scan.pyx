@@ -297,6 +297,7 @@ cdef int scan_plain(
         plain.model_size = model.stop - model.start - 2
         if memchr(plain.model, c'\\', plain.model_size) != NULL:
             return 0
+    plain.stream = walk.spans[F_STREAM].start != NULL and walk.spans[F_STREAM].start[0] == c't'
     most = cap_of(&walk)
     plain.max_tokens = -1 if most is None else most
     return 1

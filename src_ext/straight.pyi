@@ -4,9 +4,9 @@ from typing import Any
 
 from warmlane._core.chunks import ChunkReader
 from warmlane._core.desk import Lead
-from warmlane._core.hashing import KeyArray
 from warmlane._core.hop import Course, Front, Shared
 from warmlane._core.http_head import RequestHead, ResponseHead
+from warmlane._core.leads import Picked
 from warmlane._core.sse import AnswerScan
 
 class Straight(Course):
@@ -28,14 +28,7 @@ class Straight(Course):
     close: bool
     reads: int
     body: bytes
-    ticket: int
-    choices: tuple[int, ...]
-    hit_tokens: tuple[int, ...]
-    prompt_tokens: int
-    raw_hit: float
-    prompt_size: int
-    root: int
-    keys: KeyArray
+    picked: Picked
     def __init__(self, shared: Shared) -> None: ...
     def leave(self) -> Any:
         """The exchange that goes on instead, with all that was held read."""

@@ -9,13 +9,11 @@ from libc.string cimport memcmp, memcpy
 
 from warmlane._core.answer_found cimport Answer
 from warmlane._core.chunks cimport AT_TRAILER, ChunkReader, Chunks, Walk, chunk_step, walk_read
-from warmlane._core.desk cimport (
-    Lead, count_ok, free_pick, hits_of, note_decision, slots_of,
-)
-from warmlane._core.hashing cimport KeyArray, new_keys
+from warmlane._core.desk cimport Lead, count_done, free_pick, note_decision
 from warmlane._core.hop cimport Back, Course, Front, Shared
 from warmlane._core.http_edit cimport edit_request, edit_response
 from warmlane._core.http_head cimport RequestHead, ResponseHead, response_of
+from warmlane._core.leads cimport picked_of
 from warmlane._core.scan cimport Plain, scan_plain
 from warmlane._core.sse cimport AnswerScan
 
@@ -83,44 +81,9 @@ cdef class Straight(Course):
         return PyBytes_FromStringAndSize(<const char *>self.body, self.size)
 
     @property
-    def ticket(self):
-        return self.pick.ticket
-
-    @property
-    def choices(self):
-        """Slots, best first."""
-        return slots_of(&self.pick)
-
-    @property
-    def hit_tokens(self):
-        """Predicted, per choice."""
-        return hits_of(&self.pick)
-
-    @property
-    def prompt_tokens(self):
-        """Estimated length of the prompt."""
-        return <long long>self.pick.prompt_tokens
-
-    @property
-    def raw_hit(self):
-        return self.pick.raw_hit
-
-    @property
-    def prompt_size(self):
-        return self.pick.prompt_size
-
-    @property
-    def root(self):
-        """Parent of its first block."""
-        return self.pick.root
-
-    @property
-    def keys(self):
-        """The keys of its full blocks, as a KeyArray."""
-        cdef KeyArray keys = new_keys(self.pick.key_count)
-        if self.pick.key_count:
-            memcpy(keys.keys, self.pick.keys, self.pick.key_count * 8)
-        return keys
+    def picked(self):
+        """What was decided."""
+        return picked_of(self.lead, &self.pick, self.back is not None)
 
     # The request
 
@@ -326,7 +289,7 @@ cdef class Straight(Course):
             lead.desk.fail(lead, &self.pick, now)
         else:
             lead.desk.settle(lead, &self.pick, &self.scan.answer, now)
-        count_ok(lead, slot, self.kind)
+        count_done(lead, slot, self.kind, 200)
         self.clear()
         return front.done_plain(close)
 

@@ -148,6 +148,8 @@ PUBLIC = r"^\s*(def|cpdef)\s+(?!_[a-z]|__cinit__|__dealloc__)"
 OTHER_ORACLES = {
     "poll": "asyncio's promises, on real sockets: tests/core/test_poll.py",
     "desk": "router.lane, which decides every other request: tests/proxy/test_straight.py",
+    "leads": "router.catalog and router.lane: tests/proxy/test_straight.py, tests/envoy",
+    "proc_course": "envoy.session, which takes every order: tests/envoy, each test on both halves",
     "hop": "router.proxy.downstream and upstream: tests/proxy, each test on both paths",
     "straight": "router.proxy.exchange: tests/proxy, each test on both paths",
 }

@@ -101,7 +101,7 @@ class Exchange(Delivery):
         head, lead = self._head, course.lead
         self._request, _ = parse("POST", head.path, head.headers, self._body)
         self.kind = self._request.kind
-        self._decision = lead.desk.adopt(course, self._request)
+        self._decision = lead.desk.adopt(course.picked, self._request)
         self._open = True
         self._decision_s = course.decision_s
         self._side = lead.side

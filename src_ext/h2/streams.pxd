@@ -41,6 +41,8 @@ cdef class Shared:
     cdef public long long bytes_in, bytes_out, resets, refused_streams, refused_connections
     cdef public long long floods, stalls, errors, unknown_methods
 
+    cdef dict faces          # type of a handler -> which optional parts of the face it has
+
     cdef bint charge(self, Py_ssize_t size) noexcept
 
 

@@ -20,6 +20,7 @@ cdef enum:
     FIRST_ROOM = 64 * 1024  # reserved for a message before its bytes have come
     OVERHEAD = 64           # charged for a message on top of its bytes
     FORGET = 64             # sent answers that are kept in the list before it is cut
+    MOST_FACES = 64         # kinds of handlers; there are as many as methods
 
 cdef bytes NO_TEXT = b""
 
@@ -41,6 +42,7 @@ cdef class Shared:
         double stall_s, double resets_burst, double resets_per_s, double control_burst,
         double control_per_s,
     ):
+        self.faces = {}
         self.message_bytes = message_bytes
         self.stream_bytes = stream_bytes
         self.held_limit_bytes = held_limit_bytes
@@ -216,9 +218,15 @@ cdef class Stream:
 
     cdef int open(self) except -1:
         # The handler, and which of the optional parts of its face it has.
+        cdef dict faces = self.shared.faces
         handler = self.factory(self)
-        self.counts = hasattr(handler, "held_bytes")
-        self.pauses = hasattr(handler, "paused")
+        found = faces.get(type(handler))
+        if found is None:
+            if len(faces) >= MOST_FACES:
+                faces.clear()
+            found = (hasattr(handler, "held_bytes"), hasattr(handler, "paused"))
+            faces[type(handler)] = found
+        self.counts, self.pauses = <tuple>found
         self.handler = handler
         return 0
 

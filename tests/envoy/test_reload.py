@@ -155,4 +155,4 @@ _OPTIONS = {"port": 0, "health_port": 0, "insecure": True, "transport": "grpcio"
 
 
 def replicas_watched(predicted: Predicted) -> int:
-    return len(predicted._watched)
+    return len(predicted._expected)

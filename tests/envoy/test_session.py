@@ -41,8 +41,9 @@ class Talk:
         self.session.closed()
 
 
-@pytest.fixture
-def make() -> Iterator[Make]:
+@pytest.fixture(params=["compiled", "python"])
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    """Pickers with the compiled course allowed, and without."""
     made: list[Picker] = []
 
     def build(replicas: list[Any] | None = None, pools: Any = None, **options: Any) -> Picker:
@@ -53,6 +54,8 @@ def make() -> Iterator[Make]:
         data["shadow"] = {name: options.pop(name) for name in ("mode", "share") if name in options}
         data["ext_proc"] = options
         picker = Picker(Router(from_data(data)), from_data(data))
+        if request.param == "python":
+            picker.plain = False
         made.append(picker)
         return picker
 
