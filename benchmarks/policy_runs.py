@@ -23,7 +23,7 @@ from benchmarks.policy_cells import LLAMA, MIXED, SAMPLES, SOURCES, Cell
 from warmlane._core.hashing import digest
 from warmlane.router.config import PoolConfig
 from warmlane.router.registry import POLICIES
-from warmlane.router.sim.lab import Change, Lab, LabOptions, Run
+from warmlane.router.sim.lab import Change, Lab, LabOptions
 from warmlane.router.sim.replay import fleet_of, pool_for
 from warmlane.router.sim.replay_report import Figures, Slo, figures
 from warmlane.router.sim.replay_workloads import window, workload
@@ -35,7 +35,7 @@ CACHE = ROOT / ".cache" / "policies"
 MAX_PROMPT = 120_000
 WARM_UP = 0.25  # of a trace's time, before each window
 # What makes the workloads: a change voids all runs.
-LOADERS = ("traces.py", "replay_workloads.py", "workload.py", "chance.py", "replay_report.py")
+LOADERS = ("traces.py", "replay_workloads.py", "workload.py", "chance.py")
 # What a fingerprint may depend on: while none of it changes, the probes are not run again.
 CODE = ("scorers/*.py", "router/*.py", "router/sim/*.py", "src_ext/*.p*", "src_ext/*.h")
 
@@ -160,8 +160,10 @@ def _probes() -> list[tuple[Workload, LabOptions]]:
 def fingerprint(policy: str) -> tuple[str, str]:
     """(policy, digest of what its probes brought)."""
     logging.getLogger("warmlane.watchdog").setLevel(logging.ERROR)
-    runs: list[Run] = [
-        Lab(made, pool_of(policy, options.fleet), options).run() for made, options in _probes()
-    ]
-    told = msgspec.json.encode([[run.done, run.failed, run.busy_s] for run in runs])
-    return policy, f"{digest(told):016x}"
+    told: list[object] = []
+    for made, options in _probes():
+        run = Lab(made, pool_of(policy, options.fleet), options).run()
+        found = figures(run, Slo(), 5.0)
+        summary = (found.ttft, found.tpot, found.e2e, found.goodput, found.hit_tokens)
+        told.append((run.done, run.failed, run.busy_s, summary))
+    return policy, f"{digest(msgspec.json.encode(told)):016x}"

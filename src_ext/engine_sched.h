@@ -23,7 +23,9 @@ typedef struct EsSeq {
 
 typedef struct {
     double t0, weights, token, reduce, pair, kv, sequence, mixed, scale, adapter_step, adapter_load;
+    double tier_token; /* seconds to load a token from the tier */
     int32_t block_size, max_seqs, max_tokens, max_adapters;
+    uint32_t tier_blocks;
 } EsConfig;
 
 typedef struct {
@@ -41,7 +43,7 @@ typedef struct {
     double began, ends;
     int32_t batch;     /* sequences of the step: the first `batch` of `step` */
     EsSeq **step;
-    double factor, loading;
+    double factor, loading, fetching;
     int64_t prefill_tokens, decodes, context;
     double pairs;
     /* what the last plan brought */
@@ -51,7 +53,7 @@ typedef struct {
     uint64_t *stored;  /* keys stored since the owner last looked; NULL: not recorded */
     int64_t stored_count, stored_room, lost;
     /* totals */
-    int64_t queries, hits, prompts, generated, preempted, step_count;
+    int64_t queries, hits, tier_hits, prompts, generated, preempted, step_count;
     double busy;
 } EsEngine;
 
@@ -91,7 +93,7 @@ static int es_open(EsEngine *e, const EsConfig *config, uint32_t blocks, int rec
     e->stored_room = record ? (int64_t)blocks * 2 : 0;
     e->stored = record ? wl_calloc((size_t)e->stored_room, sizeof *e->stored) : NULL;
     if (!e->running || !e->step || !e->first || !e->done || !e->cached_of || !e->resident ||
-        (record && !e->stored) || !eb_open(&e->pool, blocks, record)) {
+        (record && !e->stored) || !eb_open(&e->pool, blocks, config->tier_blocks, record)) {
         es_close(e);
         return 0;
     }
@@ -168,7 +170,8 @@ static int es_schedule(EsEngine *e, int64_t *budget) {
     return preempted;
 }
 
-/* Blocks for a waiting sequence, hits first. Its tokens in this step; 0: it does not fit. */
+/* Blocks for a waiting sequence, hits first, then what is fetched from the tier. Its tokens in this
+ * step; 0: it does not fit. */
 static int64_t es_enter(EsEngine *e, EsSeq *seq, int64_t budget, double now) {
     int32_t size = e->config.block_size, hits = 0;
     int64_t total = (int64_t)seq->prompt + seq->produced, limit = (total - 1) / size;
@@ -181,10 +184,15 @@ static int64_t es_enter(EsEngine *e, EsSeq *seq, int64_t budget, double now) {
         idle += e->pool.users[block] == 0;
     }
     if ((total + size - 1) / size - hits > (int64_t)e->pool.free - idle) return 0;
-    int64_t cached = (int64_t)hits * size;
+    int32_t fetched = 0;
+    while (hits + fetched < limit && eb_find_tier(&e->pool, seq->keys[hits + fetched])) fetched++;
+    for (int32_t i = 0; i < fetched; i++) eb_keep(&e->pool.tier, seq->keys[hits + i]);
+    e->fetching += (double)fetched * size * e->config.tier_token;
+    int64_t cached = (int64_t)(hits + fetched) * size;
     if (seq->preemptions == 0) {
         e->queries += total;
-        e->hits += cached;
+        e->hits += (int64_t)hits * size;
+        e->tier_hits += (int64_t)fetched * size;
         seq->cached = (int32_t)cached;
         seq->scheduled = now;
     }
@@ -324,12 +332,13 @@ static int es_begin(EsEngine *e, double now) {
     int preempted = es_schedule(e, &budget);
     int32_t loading = 0, before = e->batch;
     e->deferred = 0;
+    e->fetching = 0.0;
     if (e->head && !preempted) loading = es_admit(e, budget, now, &full);
     if (!e->batch) return 0;
     es_measure(e);
     e->stepping = 1;
     e->began = now;
-    e->loading = loading * e->config.adapter_load;
+    e->loading = loading * e->config.adapter_load + e->fetching * e->config.scale;
     int closed = !e->head || full || e->running_count >= e->config.max_seqs;
     int same = !preempted && before == e->batch && e->batch == e->running_count;
     e->steps = 1;

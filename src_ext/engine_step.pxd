@@ -42,10 +42,12 @@ cdef extern from "engine_sched.h":
         double scale
         double adapter_step
         double adapter_load
+        double tier_token
         int32_t block_size
         int32_t max_seqs
         int32_t max_tokens
         int32_t max_adapters
+        uint32_t tier_blocks
 
     ctypedef struct EsEngine:
         EsConfig config
@@ -67,6 +69,7 @@ cdef extern from "engine_sched.h":
         int64_t lost
         int64_t queries
         int64_t hits
+        int64_t tier_hits
         int64_t prompts
         int64_t generated
         int64_t preempted
@@ -81,6 +84,7 @@ cdef extern from "engine_sched.h":
     int es_finish(EsEngine* engine)
     int eb_clear(EbPool* pool)
     uint32_t eb_find(const EbPool* pool, uint64_t key)
+    uint32_t eb_find_tier(const EbPool* pool, uint64_t key)
 
 
 cdef class Fleet:

@@ -13,7 +13,9 @@ class Fleet:
     `token_s`, `reduce_s`, `pair_s`, `kv_s`, `sequence_s`, `mixed`, `scale`), `adapter_step` (share
     by which a step is longer per distinct adapter), `adapter_load_s`, and the arguments of the
     engine as vLLM names them: `blocks` (num_gpu_blocks, one of them the null block),
-    `block_size`, `max_num_seqs`, `max_num_batched_tokens`, `max_loras`.
+    `block_size`, `max_num_seqs`, `max_num_batched_tokens`, `max_loras`; if there is slower memory
+    behind the cache, `tier_blocks` (takes what is evicted, least recently used leaves) and
+    `tier_token_s` (to load a token from it, in the step that lets the request in).
     record: keep the keys of stored and removed blocks for `take_stored` and `take_removed`.
 
     Cost: 5 ns a sequence and step that only decodes, 50 ns otherwise, 20 ns a block of a prompt.
@@ -56,10 +58,11 @@ class Fleet:
     def finished(self) -> list[tuple[int, int]]:
         """Requests that ended with it: (number, prompt tokens taken from the cache)."""
 
-    def held(self, keys: Buffer, out: Buffer) -> int:
+    def held(self, keys: Buffer, out: Buffer, *, tier_worth: float = 0.0) -> int:
         """Leading blocks of a chain (uint64) that each replica holds now, into `out` (int32).
 
-        The greatest. What an index fed by the replicas' events without delay would answer.
+        The greatest. What an index fed by the replicas' events without delay would answer. Blocks
+        behind them in the tier count `tier_worth` each (0..1).
         """
 
     def take_stored(self, slot: int) -> array[int]:
@@ -84,7 +87,7 @@ class Fleet:
         """Waiting, running, and the share of blocks in use."""
 
     def counters(self, slot: int) -> dict[str, float]:
-        """Totals: prefix_queries, prefix_hits, prompt_tokens, generated_tokens (tokens),
+        """Totals: prefix_queries, prefix_hits, tier_hits, prompt_tokens, generated_tokens (tokens),
         preemptions, steps, busy_s."""
 
 def block_keys(runs: Sequence[tuple[int, int]], ratio: int, limit: int) -> array[int]:

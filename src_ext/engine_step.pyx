@@ -117,9 +117,9 @@ cdef class Fleet:
         cdef EsEngine* engine = self.at(self.slot)
         return [(engine.done[i], <int>engine.cached_of[i]) for i in range(engine.done_count)]
 
-    def held(self, keys, out):
+    def held(self, keys, out, *, double tier_worth=0.0):
         cdef Py_buffer view, counts
-        cdef Py_ssize_t slot, i, size, most = 0
+        cdef Py_ssize_t slot, i, deep, size, most = 0
         cdef const uint64_t* key
         PyObject_GetBuffer(keys, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
         try:
@@ -132,6 +132,10 @@ cdef class Fleet:
                     i = 0
                     while i < size and eb_find(&self.engines[slot].pool, key[i]):
                         i += 1
+                    deep = i
+                    while deep < size and eb_find_tier(&self.engines[slot].pool, key[deep]):
+                        deep += 1
+                    i += <Py_ssize_t>(tier_worth * (deep - i))
                     (<int32_t*>counts.buf)[slot] = <int32_t>i
                     most = max(most, i)
             finally:
@@ -168,6 +172,7 @@ cdef class Fleet:
         config.kv /= factor
         config.sequence /= factor
         config.adapter_load /= factor
+        config.tier_token /= factor
 
     def fail(self, Py_ssize_t slot):
         cdef EsEngine* engine = self.at(slot)
@@ -201,6 +206,7 @@ cdef class Fleet:
         return {
             "prefix_queries": engine.queries,
             "prefix_hits": engine.hits,
+            "tier_hits": engine.tier_hits,
             "prompt_tokens": engine.prompts,
             "generated_tokens": engine.generated,
             "preemptions": engine.preempted,
@@ -229,6 +235,10 @@ cdef uint32_t read_config(dict given, EsConfig* config) except 0:
     config.sequence, config.mixed = given["sequence_s"], given["mixed"]
     config.scale = given["scale"]
     config.adapter_step, config.adapter_load = given["adapter_step"], given["adapter_load_s"]
+    tier, config.tier_token = given.get("tier_blocks", 0), given.get("tier_token_s", 0.0)
+    if not 0 <= tier <= MAX_BLOCKS or not 0.0 <= config.tier_token < 1.0:
+        raise ValueError("tier_blocks or tier_token_s is out of range")
+    config.tier_blocks = tier
     if not config.t0 + config.weights > 0.0:
         raise ValueError("a step must take time")
     return blocks

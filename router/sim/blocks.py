@@ -7,7 +7,8 @@ Rules (vLLM V1, `v1/core/block_pool.py` and `kv_cache_manager.py`; confirmed on 
   the LRU order of what nobody uses;
 - a sequence frees its blocks last one first: leaves are evicted before their roots;
 - contents are forgotten (and a removal is told) only when the block is handed out again;
-- a block of equal contents is not merged: each copy is stored, told and removed on its own.
+- a block of equal contents is not merged: each copy is stored, told and removed on its own;
+- where there is a slower tier (host memory), it takes the keys that are evicted.
 
 Owns the bookkeeping only; it knows no tokens, no clock and no scheduler. Cost: about 0.3 us a
 block for a hit or an allocation.
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Sequence
 class BlockPool:
     """Reference-counted blocks with a free queue and a map from block key to block."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, tier_blocks: int = 0) -> None:
         if blocks < 2:
             raise ValueError(f"a pool needs at least 2 blocks (one is the null block): {blocks}")
         self.usable = blocks - 1
@@ -31,6 +32,8 @@ class BlockPool:
         self._key_of: list[int | None] = [None] * blocks
         self._cached: dict[int, int] = {}
         self._copies: dict[int, list[int]] = {}
+        self._tier_room = tier_blocks
+        self._tier: OrderedDict[int, None] = OrderedDict()  # least recently used first
 
     @property
     def free(self) -> int:
@@ -61,6 +64,15 @@ class BlockPool:
             found.append(block)
         return found
 
+    def lookup_tier(self, keys: Sequence[int], first: int, limit: int) -> int:
+        """How many keys from `first` on lie in the slower tier; they are used now."""
+        end = first
+        while end < limit and keys[end] in self._tier:
+            end += 1
+        for index in range(first, end):
+            self._keep(keys[index])
+        return end - first
+
     def idle(self, blocks: Iterable[int]) -> int:
         """How many of these blocks lie in the free queue."""
         references = self._references
@@ -85,6 +97,7 @@ class BlockPool:
             block = free.popitem(last=False)[0]
             key = key_of[block]
             if key is not None:
+                self._keep(key)
                 self._forget(block, key)
                 removed.append(key)
             references[block] = 1
@@ -126,6 +139,14 @@ class BlockPool:
         assert 0 not in self._free and self._references[0] == 0, "the null block was handed out"
         held = sum(1 + len(self._copies.get(key, [])) for key in self._cached)
         assert held == sum(key is not None for key in self._key_of), "a key without a block"
+
+    def _keep(self, key: int) -> None:
+        """The tier holds the key, as its most recently used one."""
+        if self._tier_room:
+            if key not in self._tier and len(self._tier) == self._tier_room:
+                self._tier.popitem(last=False)
+            self._tier[key] = None
+            self._tier.move_to_end(key)
 
     def _forget(self, block: int, key: int) -> None:
         self._key_of[block] = None

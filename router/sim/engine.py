@@ -35,6 +35,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Arguments of the modelled replica, named as vLLM names them where it has a name.
 
     blocks: num_gpu_blocks, of which one is the null block. max_loras: adapters in one batch.
+    tier_blocks: room of a slower tier that takes what is evicted; tier_token_s: to load a token
+    from it, in the step that lets the request in (nothing is overlapped: the worst case).
     """
 
     timing: Timing
@@ -43,6 +45,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 1024
     max_num_batched_tokens: int = 8192
     max_loras: int = 1
+    tier_blocks: int = 0
+    tier_token_s: float = 0.0
     events: bool = False
 
 
@@ -145,6 +149,7 @@ class Counters(msgspec.Struct):
 
     prefix_queries: int = 0
     prefix_hits: int = 0
+    tier_hits: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0  # times
@@ -157,7 +162,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.pool = BlockPool(config.blocks)
+        self.pool = BlockPool(config.blocks, config.tier_blocks)
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.counters = Counters()
@@ -165,6 +170,7 @@ class Engine:
         self.adapters: list[str] = []  # resident adapters, least recently used first
         self._step: list[tuple[Sequence, int]] | None = None
         self._events: list[Event] = []
+        self._fetching = 0.0  # seconds that loads from the tier add to the step
 
     @property
     def stepping(self) -> bool:
@@ -216,12 +222,14 @@ class Engine:
         step: list[tuple[Sequence, int]] = []
         budget, preempted = self._schedule_running(step)
         loading = self.deferred = 0
+        self._fetching = 0.0
         if self.waiting and not preempted:
             loading = self._admit(step, budget, now)
         if not step:
             return None
         self._step = step
-        seconds = self._seconds(step) + loading * ADAPTER_LOAD_S
+        fetching = self._fetching * self.config.timing.scale
+        seconds = self._seconds(step) + (loading * ADAPTER_LOAD_S + fetching)
         self.counters.steps += 1
         self.counters.busy_s += seconds
         return seconds
@@ -327,11 +335,18 @@ class Engine:
         idle_hits = pool.idle(hits)
         if (total + size - 1) // size - len(hits) > pool.free - idle_hits:
             return 0
-        cached = len(hits) * size
+        fetched = 0
+        if sequence.read_cache:
+            fetched = pool.lookup_tier(
+                sequence.keys, len(hits), min((total - 1) // size, len(sequence.keys))
+            )
+            self._fetching += fetched * size * self.config.tier_token_s
+        cached = (len(hits) + fetched) * size
         if sequence.preemptions == 0:
             # vLLM counts lookups of preempted requests apart
             self.counters.prefix_queries += total
-            self.counters.prefix_hits += cached
+            self.counters.prefix_hits += len(hits) * size
+            self.counters.tier_hits += fetched * size
             sequence.cached = cached
             sequence.scheduled_at = now
         pool.take(hits)

@@ -57,10 +57,17 @@ def by_time(log: list[Any]) -> list[Any]:
     return sorted(log, key=lambda entry: (entry[0], entry[1], entry[2]))
 
 
-@given(drawn=arrivals, blocks=st.integers(34, 120), loras=st.integers(1, 3))
+@given(
+    drawn=arrivals,
+    blocks=st.integers(34, 120),
+    loras=st.integers(1, 3),
+    tier=st.sampled_from([0, 0, 1, 7, 40]),
+)
 @settings(max_examples=400, deadline=None)
-def test_equal_to_the_twin(drawn: list[tuple[Any, ...]], blocks: int, loras: int) -> None:
-    given = plain(blocks=blocks, max_loras=loras)
+def test_equal_to_the_twin(
+    drawn: list[tuple[Any, ...]], blocks: int, loras: int, tier: int
+) -> None:
+    given = plain(blocks=blocks, max_loras=loras, tier_blocks=tier, tier_token_s=1e-5)
     requests = [each for each in listed(drawn) if each.prompt + each.output <= (blocks - 1) * 4]
     twin_log, engine = by_twin(given, requests)
     log, fleet = by_fleet(given, requests)
@@ -71,6 +78,7 @@ def test_equal_to_the_twin(drawn: list[tuple[Any, ...]], blocks: int, loras: int
     assert by_time(kept) == by_time(twin_kept)
     found = fleet.counters(0)
     assert found["prefix_hits"] == engine.counters.prefix_hits
+    assert found["tier_hits"] == engine.counters.tier_hits
     assert found["prefix_queries"] == engine.counters.prefix_queries
     assert found["preemptions"] == engine.counters.preemptions
     assert found["generated_tokens"] == engine.counters.generated_tokens
@@ -131,6 +139,31 @@ def test_a_dead_replica_gives_its_requests_back() -> None:
     assert fleet.advance(NEVER)
 
 
+def test_what_is_evicted_is_loaded_from_the_tier() -> None:
+    given = plain(blocks=20, tier_blocks=100, tier_token_s=1e-3)
+    fleet = Fleet([given])
+    for number in range(4):  # 4 x 12 blocks: the first prompt is evicted by the last ones
+        each = Arrival(float(number), number, 48, 1, number, 12, False, 0)
+        fleet.add(0, number, each.prompt, each.output, each.keys(4), each.at)
+        while fleet.advance(each.at + 0.9):
+            pass
+    again = Arrival(5.0, 9, 48, 1, 0, 12, False, 0)
+    out = array("i", [0])
+    assert fleet.held(again.keys(4), out) < 11
+    assert fleet.held(again.keys(4), out, tier_worth=1.0) >= 11
+    busy = fleet.counters(0)["busy_s"]
+    fleet.add(0, 9, again.prompt, again.output, again.keys(4), again.at)
+    ends = []
+    while fleet.advance(NEVER):
+        ends += fleet.finished
+    assert ends == [(9, 44)]
+    loaded = fleet.counters(0)["tier_hits"]
+    assert 0 < loaded <= 44
+    assert fleet.counters(0)["busy_s"] - busy > loaded * 1e-3
+    with pytest.raises(ValueError, match="tier"):
+        Fleet([plain(tier_blocks=-1)])
+
+
 def test_bad_input() -> None:
     fleet = Fleet([plain()])
     for wrong in ({"prompt": 0}, {"output": -1}, {"prompt": 1000}, {"adapter": 5000}):
@@ -161,6 +194,10 @@ def test_a_failed_allocation_changes_nothing() -> None:
         engine_step._fail_after(fail_at)
         with pytest.raises(MemoryError):
             Fleet([plain()])
+    for fail_at in range(18):
+        engine_step._fail_after(fail_at)
+        with pytest.raises(MemoryError):
+            Fleet([plain(tier_blocks=8)])
     engine_step._fail_after(-1)
     fleet.add(0, 1, 4, 1, array("Q", [1]), 0.0)
     assert fleet.advance(NEVER)

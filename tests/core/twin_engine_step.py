@@ -30,6 +30,8 @@ def twin_config(given: dict[str, Any]) -> EngineConfig:
         max_num_seqs=given["max_num_seqs"],
         max_num_batched_tokens=given["max_num_batched_tokens"],
         max_loras=given["max_loras"],
+        tier_blocks=given.get("tier_blocks", 0),
+        tier_token_s=given.get("tier_token_s", 0.0),
         events=True,
     )
 
