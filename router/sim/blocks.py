@@ -66,7 +66,7 @@ class BlockPool:
 
     def lookup_tier(self, keys: Sequence[int], first: int, limit: int) -> int:
         """How many keys from `first` on lie in the slower tier; they are used now."""
-        end = first
+        end, limit = first, min(limit, len(keys))
         while end < limit and keys[end] in self._tier:
             end += 1
         for index in range(first, end):

@@ -35,8 +35,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Arguments of the modelled replica, named as vLLM names them where it has a name.
 
     blocks: num_gpu_blocks, of which one is the null block. max_loras: adapters in one batch.
-    tier_blocks: room of a slower tier that takes what is evicted; tier_token_s: to load a token
-    from it, in the step that lets the request in (nothing is overlapped: the worst case).
+    tier_blocks: room of a slower tier that takes what is evicted; tier_token_s: to load a token.
     """
 
     timing: Timing
@@ -187,10 +186,8 @@ class Engine:
         if sequence.prompt < 1:
             raise ValueError("an empty prompt")
         if sequence.prompt + sequence.output > self.context_tokens:
-            raise ValueError(
-                f"{sequence.prompt} + {sequence.output} tokens exceed the cache of "
-                f"{self.context_tokens}"
-            )
+            total = f"{sequence.prompt} + {sequence.output}"
+            raise ValueError(f"{total} tokens exceed the cache of {self.context_tokens}")
         sequence.arrived = now
         self.waiting.append(sequence)
 
@@ -221,15 +218,14 @@ class Engine:
             return None
         step: list[tuple[Sequence, int]] = []
         budget, preempted = self._schedule_running(step)
-        loading = self.deferred = 0
-        self._fetching = 0.0
+        loading, self.deferred, self._fetching = 0, 0, 0.0
         if self.waiting and not preempted:
             loading = self._admit(step, budget, now)
         if not step:
             return None
         self._step = step
-        fetching = self._fetching * self.config.timing.scale
-        seconds = self._seconds(step) + (loading * ADAPTER_LOAD_S + fetching)
+        loading_s = loading * ADAPTER_LOAD_S + self._fetching * self.config.timing.scale
+        seconds = self._seconds(step) + loading_s
         self.counters.steps += 1
         self.counters.busy_s += seconds
         return seconds
@@ -337,9 +333,7 @@ class Engine:
             return 0
         fetched = 0
         if sequence.read_cache:
-            fetched = pool.lookup_tier(
-                sequence.keys, len(hits), min((total - 1) // size, len(sequence.keys))
-            )
+            fetched = pool.lookup_tier(sequence.keys, len(hits), (total - 1) // size)
             self._fetching += fetched * size * self.config.tier_token_s
         cached = (len(hits) + fetched) * size
         if sequence.preemptions == 0:

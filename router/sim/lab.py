@@ -25,30 +25,23 @@ from warmlane.router.errors import NoReplica
 from warmlane.router.lane import Prepared
 from warmlane.router.prefix import PrefixKey
 from warmlane.router.sim.chance import Chance
-from warmlane.router.sim.engine import ADAPTER_LOAD_S, ADAPTER_STEP
 from warmlane.router.sim.lab_routers import Seat, seats
+from warmlane.router.sim.lab_world import (
+    BLOCK_TOKENS,
+    TIER_WORTH,
+    CacheView,
+    Change,
+    constants,
+    specs,
+)
 from warmlane.router.sim.timing import DEFAULT_PRESET, PRESETS, Timing
 from warmlane.router.sim.traces import Session, Workload
-from warmlane.router.types import Kind, LoadSnapshot, Outcome, ReplicaSpec, Request
+from warmlane.router.types import Kind, LoadSnapshot, Outcome, ReplicaState, Request
 
 FRONT_S = 0.0156  # HTTP and tokenizer before the engine (inference-sim's fit of vLLM)
-BLOCK_TOKENS = 16
 HEAD_BLOCKS = 64  # block keys that stand for the prompt's head, for policies that hash it
 MODEL = "model"
 POOL = "lab"
-
-
-class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """Something happens to a replica at `at_s` (seconds of the run).
-
-    what: "fail": it restarts empty at once and its requests are sent again, the router is not told;
-    "slow": it is `factor` times as fast from then on.
-    """
-
-    at_s: float
-    slot: int
-    what: str
-    factor: float = 0.5
 
 
 class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,9 +50,12 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     fleet: timing of each replica. speeds: factor by which each really is faster, not told to the
     router ([]: 1). kv_tokens: KV cache of each, 0: the preset's. rate: arrivals come that many
     times faster. view: what the router knows of the caches. kv_scale: the router's belief of the
-    cache size over the truth. routers: that many before one fleet, each request through one of
-    them by chance. share_s: time between two messages of one, 0: they know nothing of each other;
-    a message is under way for share_lag_s.
+    cache size over the truth. scrape_s: between two scrapes; view_lag_s: by which cache events are
+    late (exact view). tier_tokens: host memory behind each KV cache. zones: of the replicas, in
+    turn; the routers are in the first one, and a request to another one is cross_zone_s longer
+    under way. routers: that many before one fleet, each request through one of them by chance.
+    share_s: time between two messages of one, 0: they know nothing of each other; a message is
+    under way for share_lag_s.
     """
 
     fleet: tuple[Timing, ...] = (PRESETS[DEFAULT_PRESET],) * 4
@@ -73,6 +69,10 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     scrape_s: float = 1.0
     seed: int = 1
     changes: tuple[Change, ...] = ()
+    view_lag_s: float = 0.0
+    tier_tokens: int = 0
+    zones: tuple[str, ...] = ()
+    cross_zone_s: float = 0.002
     routers: int = 1
     share_s: float = 0.05
     share_lag_s: float = 0.002
@@ -92,7 +92,9 @@ class Done(msgspec.Struct, frozen=True, gc=False):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run brought. fallbacks: decisions for which the policy's own advice failed."""
+    """What a run brought. fallbacks: decisions for which the policy's own advice failed.
+    tier_hits: tokens loaded from the slower tier (all requests).
+    """
 
     policy: str
     done: list[Done]
@@ -102,6 +104,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     busy_s: list[float]
     preemptions: int
     makespan_s: float
+    tier_hits: int = 0
 
 
 class _Live:
@@ -141,27 +144,35 @@ class Lab:
         self._ratio = workload.block_size // BLOCK_TOKENS
         self._chance = Chance(options.seed)
         fleet = options.fleet
-        specs = [ReplicaSpec(url=f"http://replica-{n}:8000") for n in range(len(fleet))]
-        pool = msgspec.structs.replace(pool, name=POOL, models=[MODEL], replicas=specs)
+        replicas = specs(len(fleet), options.zones)
+        pool = msgspec.structs.replace(pool, name=POOL, models=[MODEL], replicas=replicas)
         self.policy = pool.policy
         view = "approximate" if options.view == "exact" else options.view
         index = Index(block_tokens=BLOCK_TOKENS, view=view, max_bytes=0)  # type: ignore[arg-type]
         exact = options.view == "exact"
-        config = Config(pools=[pool], index=index)
+        zone = options.zones[0] if options.zones else ""
+        config = Config(pools=[pool], index=index, zone=zone)
         self.seats = seats(config, options.routers, options.share_s, prefixes=not exact)
         self.blocks = [
             max(2, (options.kv_tokens or timing.kv_tokens) // BLOCK_TOKENS) for timing in fleet
         ]
+        late = exact and options.view_lag_s > 0.0
         self.fleet = Fleet(
-            [_constants(timing, n) for timing, n in zip(fleet, self.blocks, strict=True)]
+            [
+                constants(timing, blocks, options.tier_tokens)
+                for timing, blocks in zip(fleet, self.blocks, strict=True)
+            ],
+            record=late,
         )
         for slot, factor in enumerate(options.speeds):
             self.fleet.set_speed(slot, factor)
-        if exact:
-            # As from events that arrive at once: what each replica really holds.
-            self._held = array("i", bytes(4 * len(fleet)))
-            for seat in self.seats:
-                seat.lane.view.blocks_of = self._blocks_of  # type: ignore[method-assign]
+        self._caches = CacheView(self.fleet, options.view_lag_s if late else 0.0, TIER_WORTH)
+        for seat in self.seats:
+            if exact:
+                seat.lane.view.blocks_of = self._caches.look  # type: ignore[method-assign]
+            for change in options.changes:
+                if change.what == "join":
+                    seat.pool.set_state(change.slot, ReplicaState.JOINING)
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = count()
         self._live: dict[int, _Live] = {}
@@ -209,10 +220,8 @@ class Lab:
             busy_s=[each["busy_s"] for each in counters],
             preemptions=int(sum(each["preemptions"] for each in counters)),
             makespan_s=fleet.now,
+            tier_hits=int(sum(each["tier_hits"] for each in counters)),
         )
-
-    def _blocks_of(self, key: PrefixKey) -> array[int] | None:
-        return self._held if self.fleet.held(key.keys, self._held) else None
 
     def _at(self, when: float, call: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (when, next(self._order), call))
@@ -246,6 +255,7 @@ class Lab:
         key = PrefixKey(live.keys, "tokens", turn.prompt, BLOCK_TOKENS, 1)  # type: ignore[arg-type]
         seat = live.seat
         prepared = Prepared(request, seat.prepared.target, seat.lane, key)
+        self._caches.now = now
         try:
             decision = seat.router.decide_prepared(prepared, now, self._chance.bits())
         except NoReplica:
@@ -256,7 +266,10 @@ class Lab:
         self._fallbacks += bool(decision.fallback)
         live.hit = decision.hit_tokens[0]
         seat.router.sent(live.ticket, live.slot, now)
-        self._at(now + FRONT_S, partial(self._enter, live))
+        zones, away_s = self.options.zones, 0.0
+        if zones and zones[live.slot % len(zones)] != zones[0]:
+            away_s = self.options.cross_zone_s
+        self._at(now + FRONT_S + away_s, partial(self._enter, live))
 
     def _enter(self, live: _Live, now: float) -> None:
         turn = live.session.turns[live.index]
@@ -265,6 +278,7 @@ class Lab:
         self.fleet.add(live.slot, number, turn.prompt, turn.output, live.keys, now)
 
     def _noticed(self, slot: int, now: float) -> None:
+        self._caches.heard(slot, now)
         live_of = self._live
         for number in self.fleet.first_tokens:
             live = live_of[number]
@@ -340,20 +354,12 @@ class Lab:
         if change.what == "slow":
             self.fleet.set_speed(change.slot, change.factor)
             return
+        if change.what == "join":
+            for seat in self.seats:
+                seat.pool.set_state(change.slot, ReplicaState.READY)
+            return
+        self._caches.failed(change.slot)
         for number in self.fleet.fail(change.slot):
             live = self._live.pop(number)
             live.seat.router.close(live.ticket, Outcome(status="error"), now)
             self._send(live, now)
-
-
-def _constants(timing: Timing, blocks: int) -> dict[str, float]:
-    given: dict[str, float] = msgspec.structs.asdict(timing)
-    return given | {
-        "adapter_step": ADAPTER_STEP,
-        "adapter_load_s": ADAPTER_LOAD_S,
-        "blocks": blocks,
-        "block_size": BLOCK_TOKENS,
-        "max_num_seqs": timing.max_seqs,
-        "max_num_batched_tokens": timing.step_tokens,
-        "max_loras": 1,
-    }

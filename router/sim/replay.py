@@ -22,7 +22,8 @@ from warmlane import __version__
 from warmlane.router.config import PoolConfig
 from warmlane.router.errors import RouterError
 from warmlane.router.registry import POLICIES, build_parts
-from warmlane.router.sim.lab import Change, Lab, LabOptions
+from warmlane.router.sim.lab import Lab, LabOptions
+from warmlane.router.sim.lab_world import CHANGES, Change
 from warmlane.router.sim.replay_html import page
 from warmlane.router.sim.replay_report import (
     Figures,
@@ -138,6 +139,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--speeds", default="", metavar="F,F", help="true speeds in turn, unknown to the router")
     add("--kv-scale", type=float, default=1.0, help="cache size as the router believes it")
     add("--fail", action="append", default=[], metavar="SLOT@S", help="a replica restarts empty")
+    add("--slow", action="append", default=[], metavar="SLOT@S", help="a replica halves its speed")
+    add("--join", action="append", default=[], metavar="SLOT@S", help="a replica joins only then")
+    add(
+        "--tier-tokens", type=int, default=0, metavar="TOKENS", help="host memory behind a KV cache"
+    )
+    add("--zones", default="", metavar="A,B", help="zones of the replicas, the router's first")
+    add("--event-lag", type=float, default=0.0, metavar="S", help="of cache events (exact view)")
+    add("--scrape-interval", type=float, default=1.0, metavar="S", help="of the engines' metrics")
     add("--json", type=Path, metavar="FILE", help="write everything as JSON")
     add("--html", type=Path, metavar="FILE", help="write a report with charts")
     add("--quiet", action="store_true", help="no progress bar")
@@ -159,6 +168,10 @@ def options_of(args: argparse.Namespace) -> LabOptions:
         raise TraceError(f"--routers {args.routers}: must be 1 to {MAX_ROUTERS}")
     if args.kv_tokens < 0 or args.sessions < 0 or not 0 <= args.think_cap < 1e9:
         raise TraceError("--kv-tokens, --sessions and --think-cap must not be negative")
+    if not 0 <= args.tier_tokens < 2**31 or not 0 <= args.event_lag < 1e6:
+        raise TraceError("--tier-tokens and --event-lag must not be negative")
+    if not 0.01 <= args.scrape_interval < 1e6:
+        raise TraceError(f"--scrape-interval {args.scrape_interval:g}: must be at least 0.01")
     return LabOptions(
         fleet=fleet,
         speeds=_speeds(args.speeds, len(fleet)),
@@ -170,7 +183,13 @@ def options_of(args: argparse.Namespace) -> LabOptions:
         kv_scale=args.kv_scale,
         routers=args.routers,
         share_s=SHARE_S if args.share == "on" else 0.0,
-        changes=tuple(_failure(text, len(fleet)) for text in args.fail),
+        changes=tuple(
+            _change(what, text, len(fleet)) for what in CHANGES for text in getattr(args, what)
+        ),
+        tier_tokens=args.tier_tokens,
+        zones=tuple(filter(None, args.zones.split(","))),
+        view_lag_s=args.event_lag,
+        scrape_s=args.scrape_interval,
     )
 
 
@@ -186,14 +205,14 @@ def _speeds(text: str, replicas: int) -> tuple[float, ...]:
     return tuple(islice(cycle(factors), replicas))
 
 
-def _failure(text: str, replicas: int) -> Change:
+def _change(what: str, text: str, replicas: int) -> Change:
     slot, _, at_s = text.partition("@")
     try:
-        change = Change(at_s=float(at_s), slot=int(slot), what="fail")
+        change = Change(at_s=float(at_s), slot=int(slot), what=what)
     except ValueError:
-        raise TraceError(f"--fail {text}: must be SLOT@SECONDS") from None
+        raise TraceError(f"--{what} {text}: must be SLOT@SECONDS") from None
     if not 0 <= change.slot < replicas or not 0 <= change.at_s < 1e9:
-        raise TraceError(f"--fail {text}: slot 0 to {replicas - 1}, seconds from 0 on")
+        raise TraceError(f"--{what} {text}: slot 0 to {replicas - 1}, seconds from 0 on")
     return change
 
 

@@ -33,8 +33,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     hit_tokens, prompt_tokens: of the answered requests, by the engines. predicted_hit_tokens: what
     the router expected of them. goodput: share of all requests sent that were answered within
     the SLO. skipped: sessions that ended at a prompt no replica can hold. fallbacks: decisions
-    for which the policy's own advice failed. spread: busy time of the busiest replica over the
-    mean. curve: TTFT at equal steps of the share of requests.
+    for which the policy's own advice failed. tier_hit_tokens: of the hits, those loaded from a
+    slower tier (of all requests, also those before `since_s`). spread: busy time of the busiest
+    replica over the mean. curve: TTFT at equal steps of the share of requests.
     """
 
     requests: int
@@ -53,6 +54,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int
     makespan_s: float
     curve: tuple[float, ...]
+    tier_hit_tokens: int = 0
 
     @property
     def hit(self) -> float:
@@ -87,6 +89,7 @@ def figures(run: Run, slo: Slo, since_s: float = 0.0) -> Figures:
         spread=max(run.busy_s) * len(run.busy_s) / (sum(run.busy_s) or 1.0),
         preemptions=run.preemptions,
         makespan_s=run.makespan_s,
+        tier_hit_tokens=run.tier_hits,
         curve=tuple(ordered[last * i // _CURVE] for i in range(_CURVE + 1)) if ordered else (),
     )
 

@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from warmlane.router.config import PoolConfig
-from warmlane.router.sim.lab import Change, Lab, LabOptions, Run
+from warmlane.router.sim.lab import Lab, LabOptions, Run
+from warmlane.router.sim.lab_world import Change
+from warmlane.router.sim.replay_report import Slo, figures
 from warmlane.router.sim.timing import PRESETS
 from warmlane.router.sim.workload import generate
 
@@ -34,9 +36,6 @@ def test_the_same_arguments_give_the_same_run() -> None:
 
 
 def test_the_cache_aware_policy_hits_more() -> None:
-    def hit(found: Run) -> float:
-        return sum(d.cached for d in found.done) / sum(d.prompt for d in found.done)
-
     assert hit(run("default")) > hit(run("round-robin")) + 0.05
 
 
@@ -74,3 +73,56 @@ def test_a_prompt_that_no_replica_holds_ends_its_session() -> None:
     found = run("default", kv_tokens=4096)
     assert found.skipped > 0
     assert max(done.prompt + done.output for done in found.done) <= 4096
+
+
+def hit(found: Run) -> float:
+    return sum(done.cached for done in found.done) / sum(done.prompt for done in found.done)
+
+
+@pytest.mark.parametrize("view", ["approximate", "exact"])
+def test_a_tier_brings_back_what_a_small_cache_forgot(view: str) -> None:
+    alone = run("default", view=view, kv_tokens=8_000)
+    behind = run("default", view=view, kv_tokens=8_000, tier_tokens=400_000)
+    assert alone.tier_hits == 0 < behind.tier_hits
+    assert hit(behind) > hit(alone) + 0.1
+    found = figures(behind, Slo())
+    assert found.tier_hit_tokens == behind.tier_hits <= found.hit_tokens
+
+
+def test_late_events_know_less() -> None:
+    at_once = run("default", view="exact")
+    late = run("default", view="exact", view_lag_s=5.0)
+    assert len(late.done) == len(at_once.done)
+
+    def known(found: Run) -> float:
+        pairs = [(done.predicted, done.cached) for done in found.done]
+        return sum(min(pair) for pair in pairs) / sum(cached for _, cached in pairs)
+
+    assert known(at_once) > 0.98 > known(late) > 0.3
+    barely = run("default", view="exact", view_lag_s=1e-9)
+    assert known(barely) == pytest.approx(known(at_once), abs=0.01)
+
+
+def test_a_replica_joins_when_it_does() -> None:
+    joins = (Change(at_s=20.0, slot=1, what="join"),)
+    found = run("round-robin", changes=joins)
+    there = [done.at for done in found.done if done.slot == 1]
+    assert there and min(there) >= 20.0
+    assert len(found.done) + found.skipped == CHATS.requests
+
+
+def test_requests_to_another_zone_are_longer_under_way() -> None:
+    near = run("round-robin", zones=("a",))
+    far = run("round-robin", zones=("a", "b"), cross_zone_s=0.5)
+    for parity, delay in ((0, 0.0), (1, 0.5)):
+        one, other = (
+            min(done.ttft for done in found.done if done.slot % 2 == parity)
+            for found in (near, far)
+        )
+        assert other - one == pytest.approx(delay, abs=0.02)
+
+
+def test_after_a_failure_a_late_view_believes_in_an_empty_cache() -> None:
+    changes = tuple(Change(at_s=at, slot=slot, what="fail") for at in (5.0, 9.0) for slot in (0, 1))
+    found = run("default", view="exact", view_lag_s=0.5, changes=changes)
+    assert len(found.done) + found.skipped == CHATS.requests
