@@ -24,6 +24,7 @@ from warmlane._core import cost
 from warmlane._core.hashing import KeyArray, root_key, token_keys
 from warmlane._core.kv_events import CLEARED, Intake
 from warmlane._core.radix import RadixTree
+from warmlane._core.trust import Trust
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.types import LoadSnapshot, Request
 
@@ -34,6 +35,9 @@ log = logging.getLogger("warmlane.view")
 SETTLE_S: Final = 0.5
 # Whoever waits longer for a first token no longer promises anything.
 EXPECT_S: Final = 60.0
+# Below this share of promises kept a view is wrong rather than unlucky, as for the watchdog.
+DISBELIEF: Final = 0.25
+_PRIOR_TOKENS: Final = 16_384.0
 _EXPECT_BYTES: Final = 64 * 1024 * 1024
 _LEAST_BYTES: Final = 4 * 1024 * 1024
 _FEATURE_SETS: Final = 64  # a handful of features has few combinations
@@ -72,6 +76,10 @@ class ExactView:
         self.intake = Intake(self.tree, cap // 2)
         # What a calm stream applies with; it looks at the flags itself.
         self.quick: Callable[[int, bytes, int], int] = self.intake.apply
+        # How far promises come true. An event is a fact, so a share of misses (blocks evicted
+        # while a request waits) takes nothing off: only what is wrong for the most part does.
+        self._kept = Trust(max_replicas, prior_tokens=_PRIOR_TOKENS)
+        self._doubted: set[int] = set()  # slots with a belief below 1
         self.on_cleared: Callable[[int, bool], None] = _ignore  # slot, engine restarted
         self.trusted = 0  # how many replicas are
         self._worth = (cpu_worth, disk_worth)
@@ -179,20 +187,21 @@ class ExactView:
         adapter: str,
         booked: array[int] | None,
         block_tokens: float,
+        factors: array[float],
     ) -> tuple[array[int], dict[int, KeyArray]]:
         """Hit tokens by slot, 'i', and the request's chains by block size.
 
-        booked: what the approximate view found, blocks of `block_tokens`; it stays where a
-        replica is not trusted.
+        booked: what the approximate view found, blocks of `block_tokens`; it stays, times
+        `factors`, where a replica is not trusted.
         """
         tokens = request.tokens
         assert tokens is not None, "the caller looks first"
         sizes, distinct = self._sizes_for(request.token_features)
         gpu, cpu, far, soon, out = self._columns
         if booked is None:
-            cost.whole_tokens(gpu, 0.0, out)
+            cost.whole_tokens(gpu, 0.0, factors, out)
         else:
-            cost.whole_tokens(booked, block_tokens, out)
+            cost.whole_tokens(booked, block_tokens, factors, out)
         root = root_key("", adapter, request.salt)
         chains: dict[int, KeyArray] = {}
         for size in distinct:
@@ -205,7 +214,25 @@ class ExactView:
             # The last token of a prompt is computed in any case: a hit is (n - 1) // size blocks.
             limit = max(0, (len(tokens) // 4 - 1) // size)
             cost.tier_tokens(gpu, cpu, far, soon, sizes, size, limit, *self._worth, out)
+        for slot in self._doubted:
+            if slot < len(sizes) and sizes[slot]:
+                out[slot] = int(out[slot] * self.belief(slot))
         return out, chains
+
+    def belief(self, slot: int) -> float:
+        """What its promises are multiplied by: 1 unless most of them lastingly do not come true."""
+        factor = self._kept.factors[slot]
+        return factor if factor < DISBELIEF else 1.0
+
+    def answered(
+        self, slot: int, predicted: float, cached: int, prompt_tokens: float, now: float
+    ) -> None:
+        """An answer to a request whose hit was predicted here."""
+        self._kept.answered(slot, predicted, cached, prompt_tokens, now)
+        if self.belief(slot) < 1.0:
+            self._doubted.add(slot)
+        else:
+            self._doubted.discard(slot)
 
     def tiers(self, request: Request, adapter: str, slot: int) -> tuple[int, int, int]:
         """Tokens that one replica holds in gpu; gpu or cpu; any tier. For `explain`."""
@@ -281,9 +308,15 @@ class ExactView:
         if keys is not None and soon.epoch == self._epochs.get(soon.slot, 0):
             self._ahead.remove(soon.slot, keys)
 
+    def epoch(self, slot: int) -> int:
+        """Changes whenever all that was known of a slot is void."""
+        return self._epochs.get(slot, 0)
+
     def _void(self, slot: int) -> None:
-        """Whatever is under way there brings nothing any more."""
+        """Whatever is under way there brings nothing: it was promised of another cache."""
         self._epochs[slot] = self._epochs.get(slot, 0) + 1
+        self._kept.reset(slot)
+        self._doubted.discard(slot)
         self._ahead.clear(slot)
 
     # Between decisions

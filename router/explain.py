@@ -112,7 +112,7 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
             doubt="" if each.doubt is None else f"{each.doubt.kind}: {each.doubt.cause}",
             hit_blocks=lane.view.hit_blocks(slot) if view != "none" else 0,
             hit_tokens=int(candidates.hit_tokens[slot]),
-            trust=lane.view.trust.factors[slot],
+            trust=lane.view.belief(slot, prepared.request),
             scores=lines.get(slot, []),
             total=decider.totals[slot] if scored and slot not in removed_by else None,
             order=order.index(slot) if slot in order else None,

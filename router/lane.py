@@ -95,7 +95,7 @@ class Lane(Desk):
                 pool.foreign.requests,
                 pool.foreign.tokens,
                 pool.foreign.kv_tokens,
-                self._trust.factors,
+                self.view.factors,
             )
         # An exact view asks for more than this path knows.
         self._is_plain = self._uses_view and self.view_type is CacheView
@@ -248,7 +248,7 @@ class Lane(Desk):
         hits = self.decider.candidates.hit_tokens
         hit = hits[choices[0]]
         whole = tuple([int(hits[slot]) for slot in choices])
-        return choices, whole, hit, hit / self._trust.factors[choices[0]]
+        return choices, whole, hit, hit / self.view.factors[choices[0]]
 
     def rest(self, ticket: int, now: float, ready_only: bool) -> tuple[int, ...]:
         """Whom else the pool has for this open request; see `Decider.rest`."""
@@ -293,7 +293,7 @@ class Lane(Desk):
             opened = self._open.get(number)
             if opened is not None:
                 decision = opened.decision
-                if decision.view != "none":
+                if decision.view == "approximate":
                     self._trust.sent(opened.slot, opened.raw_hit, decision.prompt_tokens)
         return seconds
 
@@ -343,7 +343,7 @@ class Lane(Desk):
         if opened.decision.adapter:
             self.pool.adapters.moved(opened.slot, slot, opened.decision.adapter)
         opened.slot = slot
-        opened.raw_hit = hit / self.view.trust.factors[slot]
+        opened.raw_hit = hit / self.view.factors[slot]
 
     def _learn(self, opened: Open, slot: int, outcome: Outcome, now: float) -> None:
         """What a good answer teaches: lengths, trust, and the text of the next turn."""
@@ -362,7 +362,7 @@ class Lane(Desk):
             if self.learned_tokens >= _LENGTH_PORTION:
                 self._learn_length()
         if cached is not None:
-            self._trust.answered(slot, opened.raw_hit, cached, prompt, now)
+            self._teach(opened, slot, cached, prompt, now)
         replica = self.pool.replicas[slot]
         assert replica is not None, "a slot with an open ticket is never freed"
         self._metrics.hit(self._name, replica.name, decision.hit_on(slot), cached, prompt)
@@ -372,6 +372,9 @@ class Lane(Desk):
             self.view.record(slot, key.unit, next_turn(opened.request, key, outcome.text))
         elif output:
             self.view.charge(slot, key.unit, output)
+
+    def _teach(self, opened: Open, slot: int, cached: int, prompt: int, now: float) -> None:
+        self._trust.answered(slot, opened.raw_hit, cached, prompt, now)
 
     def _learn_length(self) -> None:
         """Bytes per token, told on in portions: a sample of a few thousand tokens is a good one."""

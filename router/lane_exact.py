@@ -21,6 +21,7 @@ from warmlane.router.candidates import CandidateColumns
 from warmlane.router.config import Index
 from warmlane.router.exact import ExactView
 from warmlane.router.lane import Lane, Prepared
+from warmlane.router.lane_open import Open
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.prefix import PrefixKey
 from warmlane.router.types import Decision, Outcome, Request
@@ -50,6 +51,8 @@ class MixedView(CacheView):
             disk_worth=config.disk_worth,
         )
         self.exact.on_cleared = self._on_cleared
+        self._ones = array("d", [1.0]) * max_replicas
+        self._believed = array("i")
         self.found: Found | None = None
 
     def find(self, key: PrefixKey, request: Request, adapter: str) -> None:
@@ -59,28 +62,48 @@ class MixedView(CacheView):
         if not self.exact.trusted or tokens is None or key.unit == "none":
             return
         booked, each = super().blocks_of(key), self.block_tokens(key.unit)
-        hits, chains = self.exact.hits(request, adapter, booked, each)
+        hits, chains = self.exact.hits(request, adapter, booked, each, self.trust.factors)
         self.found = hits, chains, len(tokens) // 4
 
     def lengths(self, key: PrefixKey) -> tuple[float, float]:
-        tokens, each = super().lengths(key)
+        tokens, _ = super().lengths(key)
         if self.found is None:
-            return tokens, each
+            return tokens, 1.0
         count = float(self.found[2])
         # Ids may end before the first image: then the estimate of the whole is much greater.
         return tokens if tokens > _CUT * count else count, 1.0
 
+    @property
+    def factors(self) -> array[float]:
+        """Hits are told with what each view is believed already taken off."""
+        return self._ones
+
     def blocks_of(self, key: PrefixKey) -> array[int] | None:
-        return super().blocks_of(key) if self.found is None else self.found[0]
+        """Tokens, here: of each slot by the view that decides for it."""
+        if self.found is not None:
+            return self.found[0]
+        booked = super().blocks_of(key)
+        if booked is None:
+            return None
+        if len(self._believed) != len(booked):
+            self._believed = array("i", bytes(4 * len(booked)))
+        each = self.block_tokens(key.unit)
+        cost.whole_tokens(booked, each, self.trust.factors, self._believed)
+        return self._believed
 
     def match(self, key: PrefixKey, candidates: CandidateColumns) -> None:
-        if self.found is None:
-            super().match(key, candidates)
+        tokens = self.blocks_of(key)
+        if tokens is None:
+            candidates.hit_tokens = candidates.no_hits
             return
-        column = array("d", bytes(8 * len(self.found[0])))
-        prompt_tokens = candidates.prompt_tokens
-        cost.hit_tokens(self.found[0], 1.0, prompt_tokens, self.trust.factors, column)
+        column = array("d", bytes(8 * len(tokens)))
+        cost.hit_tokens(tokens, 1.0, candidates.prompt_tokens, None, column)
         candidates.hit_tokens = column
+
+    def belief(self, slot: int, request: Request) -> float:
+        if request.tokens is not None and self.exact.decides(slot, request.token_features):
+            return self.exact.belief(slot)
+        return self.trust.factors[slot]
 
     def said(self, slot: int, request: Request, adapter: str) -> tuple[str, str]:
         why = self.exact.why(slot)
@@ -155,13 +178,33 @@ class ExactLane(Lane):
             decision = super().decide(prepared, now, rand)
         finally:
             view.found = None
+        request, slot = prepared.request, decision.choices[0]
+        number = decision.ticket & _TICKET_MASK
+        opened = self._open[number]
+        if decision.view != "none":
+            opened.raw_hit /= view.belief(slot, request)
         if found is None:
             return decision
         exact = view.exact
-        exact.opened(decision.ticket & _TICKET_MASK, found[1])
-        if exact.decides(decision.choices[0], prepared.request.token_features):
+        exact.opened(number, found[1])
+        if exact.decides(slot, request.token_features):
             decision = msgspec.structs.replace(decision, view="exact")
+            opened.decision, opened.epoch = decision, exact.epoch(slot)
         return decision
+
+    def _move(self, opened: Open, number: int, slot: int) -> None:
+        super()._move(opened, number, slot)
+        opened.raw_hit /= self.mixed.belief(slot, opened.request)
+
+    def _teach(self, opened: Open, slot: int, cached: int, prompt: int, now: float) -> None:
+        """Each view by its own predictions; one made of a cache that was lost since by none."""
+        request, exact = opened.request, self.mixed.exact
+        exactly = request.tokens is not None and exact.decides(slot, request.token_features)
+        if opened.decision.view != "exact":
+            if not exactly:
+                super()._teach(opened, slot, cached, prompt, now)
+        elif exactly and slot == opened.decision.choices[0] and opened.epoch == exact.epoch(slot):
+            exact.answered(slot, opened.raw_hit, cached, prompt, now)
 
     def sent(self, ticket: int, slot: int, now: float) -> None:
         super().sent(ticket, slot, now)

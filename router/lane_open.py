@@ -20,3 +20,4 @@ class Open(msgspec.Struct, eq=False, gc=False):
     slot: int
     target: Target
     sent_to: int = -1
+    epoch: int = 0  # of the exact view of choices[0] at decision time

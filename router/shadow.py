@@ -201,7 +201,7 @@ class Shadow:
         tokens, each = view.lengths(key)
         blocks = view.blocks_of(key) if decision.view != "none" else None
         if blocks is not None:
-            factors, most = view.trust.factors, max(0.0, tokens - 1.0)
+            factors, most = view.factors, max(0.0, tokens - 1.0)
             for slot, held in enumerate(blocks):
                 if held:
                     hits[slot] = min(held * each, most) * factors[slot]

@@ -13,6 +13,7 @@ from a client; the sandbox keeps a bad one from touching the process.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, Literal, NoReturn
@@ -27,6 +28,10 @@ import msgspec
 ContentFormat = Literal["string", "openai"]
 
 TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal"})
+# Claude Code's attribution line, with a value that is new in every request: vLLM 0.32 drops it from
+# system messages, or no two prompts would share their beginning.
+BILLING_HEADER: Final = "x-anthropic-billing-header"
+_DEVELOPER: Final = re.compile("""["']developer["']""")
 # Appended to the last message and searched in the text, so that what the template puts behind the
 # message can be cut off. A private-use character first: no template trims it.
 _OPEN_END: Final = "\ue000warmlane-open-end\ue001"
@@ -98,39 +103,44 @@ class ChatTemplate:
     def __init__(self, sources: Mapping[str, str], specials: Mapping[str, str]) -> None:
         environment = _environment()
         try:
-            self._compiled = {name: environment.from_string(text) for name, text in sources.items()}
+            self._compiled = {
+                name: (environment.from_string(text), _DEVELOPER.search(text) is None)
+                for name, text in sources.items()
+            }
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template is not valid: {error}") from error
         if "default" not in self._compiled:
             raise ValueError("the chat template has no default form")
         self._specials = dict(specials)
 
-    def render(self, chat: Chat, content: ContentFormat) -> tuple[str, bool]:
+    def render(self, chat: Chat, content: ContentFormat, *, fold: bool = True) -> tuple[str, bool]:
         """The prompt text, and whether it is whole.
 
         False: the chat holds images or other media, and the text ends before the first of them (an
         engine puts a number of tokens there that only the model's processor knows).
-        Raises Untranslatable.
+        fold: as vLLM 0.32 does, show a template that does not know the developer role system
+        messages in its place. Raises Untranslatable.
         """
         messages = conversation(chat.messages, content)
         first = next((n for n, each in enumerate(messages) if each is None), -1)
         if first < 0:
-            return self._text(chat, [each for each in messages if each is not None]), True
+            return self._text(chat, [each for each in messages if each is not None], fold), True
         texts = []
         for stand_in in _HIDDEN:
             shown: list[dict[str, Any]] = []
             for each, source in zip(messages, chat.messages, strict=True):
                 hidden = {"role": source.get("role", "user"), "content": stand_in}
                 shown.append(hidden if each is None else each)
-            texts.append(
-                self._text(msgspec.structs.replace(chat, continue_final_message=False), shown)
-            )
+            closed = msgspec.structs.replace(chat, continue_final_message=False)
+            texts.append(self._text(closed, shown, fold))
         return _common(*texts), False
 
-    def _text(self, chat: Chat, messages: list[dict[str, Any]]) -> str:
-        compiled = self._compiled["default"]
+    def _text(self, chat: Chat, messages: list[dict[str, Any]], fold: bool) -> str:
+        compiled, folds = self._compiled["default"]
         if chat.tools is not None:
-            compiled = self._compiled.get("tool_use", compiled)
+            compiled, folds = self._compiled.get("tool_use", (compiled, folds))
+        if fold and folds and any(each["role"] == "developer" for each in messages):
+            messages = _folded(messages)
         if chat.continue_final_message:
             messages = [*messages[:-1], _left_open(messages[-1])]
         values: dict[str, Any] = {**self._specials, **chat.kwargs}
@@ -163,6 +173,27 @@ def _left_open(message: dict[str, Any]) -> dict[str, Any]:
                     "content": [*content[:number], open_part, *content[number + 1 :]],
                 }
     raise Untranslatable("template_error")
+
+
+def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Developer messages as system messages, and all of those as one at the front."""
+    systems: list[str] = []
+    others: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] not in ("system", "developer"):
+            others.append(message)
+            shown.append(message)
+            continue
+        shown.append({**message, "role": "system"})
+        shown[-1].pop("tools", None)
+        content = message.get("content", "")
+        if isinstance(content, list):
+            content = "\n".join(part["text"] for part in content)
+        systems.append(content)
+    if len(systems) == 1 and shown[0]["role"] == "system":
+        return shown
+    return [{"role": "system", "content": "\n\n".join(filter(None, systems))}, *others]
 
 
 def _common(left: str, right: str) -> str:
@@ -198,6 +229,8 @@ def _message(message: dict[str, Any], content: ContentFormat) -> dict[str, Any] 
     texts = _texts(message.get("content"))
     if texts is None:
         return None
+    if role == "system":
+        texts = _unbilled(texts)
     made: dict[str, Any] = {"role": role}
     if content == "openai" and role != "tool":
         made["content"] = [{"type": "text", "text": text} for text in texts]
@@ -212,6 +245,24 @@ def _message(message: dict[str, Any], content: ContentFormat) -> dict[str, Any] 
     if isinstance(message.get("name"), str):
         made["name"] = message["name"]
     return made
+
+
+def _unbilled(texts: list[str]) -> list[str]:
+    kept = []
+    for text in texts:
+        if not text.startswith(BILLING_HEADER):
+            kept.append(text)
+        elif rest := text.partition("\n")[2]:
+            kept.append(rest)
+    return kept
+
+
+def texts_of(message: Mapping[str, Any]) -> list[str]:
+    """Its text parts; none where its content is not understood."""
+    try:
+        return _texts(message.get("content")) or []
+    except Untranslatable:
+        return []
 
 
 def _texts(content: Any) -> list[str] | None:

@@ -12,7 +12,13 @@ from typing import Any, Final
 
 import msgspec
 
-from warmlane.router.templates import Chat, Untranslatable, tool_definitions
+from warmlane.router.templates import (
+    BILLING_HEADER,
+    Chat,
+    Untranslatable,
+    texts_of,
+    tool_definitions,
+)
 from warmlane.router.types import Kind
 
 # Fields that change the token ids in ways that only the engine knows.
@@ -139,7 +145,12 @@ def _message_features(messages: list[dict[str, Any]]) -> set[str]:
         role = message.get("role")
         if role == "tool" or message.get("tool_calls"):
             features.add("tool_calls")
-        elif role not in ("system", "user", "assistant"):
+        elif role == "developer":
+            features.add("developer")
+        elif role == "system":
+            if any(text.startswith(BILLING_HEADER) for text in texts_of(message)):
+                features.add("billing")
+        elif role not in ("user", "assistant"):
             features.add("roles")
         if message.get("reasoning") is not None:
             features.add("reasoning")
@@ -213,6 +224,14 @@ _CALLED: Final[tuple[dict[str, Any], ...]] = (
     {"role": "tool", "tool_call_id": "call_1", "content": '{"temperature": 7}'},
     {"role": "user", "content": "Thanks."},
 )
+_DEVELOPER: Final[dict[str, Any]] = {"role": "developer", "content": "Be terse."}
+_BILLED: Final[dict[str, Any]] = {
+    "role": "system",
+    "content": [
+        {"type": "text", "text": f"{BILLING_HEADER}: cc_version=2.1; cch=1f0a7;"},
+        {"type": "text", "text": f"{BILLING_HEADER}: cch=77;\nBe kind."},
+    ],
+}
 _PARTS: Final[tuple[dict[str, Any], ...]] = (
     {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
     {
@@ -241,7 +260,10 @@ PROBES: Final[tuple[Probe, ...]] = (
     _chat_probe("tools", _TALK, tools=[_TOOL]),
     _chat_probe("tool_calls", _CALLED),
     _chat_probe("tool_calls", _CALLED, tools=[_TOOL]),
-    _chat_probe("roles", ({"role": "developer", "content": "Be terse."}, *_TALK[1:])),
+    _chat_probe("developer", (_DEVELOPER, *_TALK[1:])),
+    _chat_probe("developer", (*_TALK[:3], _DEVELOPER, *_TALK)),
+    _chat_probe("roles", ({"role": "critic", "content": "Too long."}, *_TALK[1:])),
+    _chat_probe("billing", (_BILLED, *_TALK[1:])),
     _chat_probe(
         "reasoning",
         (_TALK[1], {"role": "assistant", "content": "42", "reasoning": "hm"}, _TALK[3]),

@@ -41,7 +41,12 @@ SHARE: Final = 0.05
 _IN_HAND: Final = 64
 # What a remembered answer of an engine costs besides its ids.
 _ENTRY_BYTES: Final = 200
-_CONTENTS: Final[tuple[ContentFormat, ...]] = ("string", "openai")
+# How engines show messages to a template: text parts joined or as a list, and what becomes of the
+# developer role. Every engine has one; the probes tell which.
+_STYLES: Final[tuple[tuple[ContentFormat, bool], ...]] = (
+    *(("string", True), ("openai", True)),
+    *(("string", False), ("openai", False)),
+)
 
 
 class EngineSilent(Exception):
@@ -201,7 +206,7 @@ class LocalTokens(ModelTokens):
     ) -> None:
         super().__init__(model, workers, count)
         self.local = local
-        self._content: ContentFormat | None = None
+        self._style: tuple[ContentFormat, bool] | None = None
 
     async def _find(self, kind: Kind, body: bytes, usable: frozenset[str]) -> Ids:
         loop = asyncio.get_running_loop()
@@ -211,28 +216,31 @@ class LocalTokens(ModelTokens):
         job = job_of(kind, decoded(body))
         if not job.features <= usable:
             raise Untranslatable("unproven_feature")
-        tokens, whole = self.local.ids(job, self._content or "string")
+        content, fold = self._style or _STYLES[0]
+        tokens, whole = self.local.ids(job, content, fold=fold)
         return Ids(tokens, whole, job.features)
 
     async def _compare(self, replica: str, theirs: Sequence[bytes | None]) -> frozenset[str]:
         # How messages are shown to the template is the engine's guess from the template's text;
         # ours is whichever makes its ids. All replicas of a model must agree about it.
-        contents = _CONTENTS if self._content is None else (self._content,)
+        styles = _STYLES if self._style is None else (self._style,)
         loop = asyncio.get_running_loop()
         best: frozenset[str] = frozenset()
-        for content in contents:
-            equal = await loop.run_in_executor(self._workers, self._equal, theirs, content)
+        for style in styles:
+            equal = await loop.run_in_executor(self._workers, self._equal, theirs, *style)
             if len(equal) > len(best):
                 best = equal
                 if "chat" in equal:
-                    self._content = content
+                    self._style = style
         return best
 
-    def _equal(self, theirs: Sequence[bytes | None], content: ContentFormat) -> frozenset[str]:
+    def _equal(
+        self, theirs: Sequence[bytes | None], content: ContentFormat, fold: bool
+    ) -> frozenset[str]:
         ours: list[bytes | None] = []
         for probe in PROBES:
             try:
-                ours.append(self.local.ids(job_of(probe.kind, probe.body), content)[0])
+                ours.append(self.local.ids(job_of(probe.kind, probe.body), content, fold=fold)[0])
             except Untranslatable:
                 ours.append(None)
         return _shared(ours, theirs)

@@ -65,16 +65,16 @@ class LocalTokenizer:
         self.encoder = encoder
         self.template = template
 
-    def ids(self, job: Job, content: ContentFormat) -> tuple[bytes, bool]:
+    def ids(self, job: Job, content: ContentFormat, *, fold: bool = True) -> tuple[bytes, bool]:
         """Native uint32 ids, and whether they are the whole prompt's (not cut at an image).
 
-        content: how messages are shown to the template. Raises Untranslatable. Thread-safe.
+        content, fold: how messages are shown to the template. Raises Untranslatable. Thread-safe.
         """
         if job.chat is None:
             return self.encoder.encode(job.text, around=job.around), True
         if self.template is None:
             raise Untranslatable("no_template")
-        text, whole = self.template.render(job.chat, content)
+        text, whole = self.template.render(job.chat, content, fold=fold)
         if not whole:
             text = self.encoder.safe_start(text)
         return self.encoder.encode(text, around=job.around and whole), whole

@@ -73,6 +73,16 @@ class CacheView:
             hits = self._hits = array("i", bytes(4 * size))
         return hits if index.match(key.keys, hits) else None
 
+    @property
+    def factors(self) -> array[float]:
+        """By slot: what a decision multiplies the hits of `blocks_of` by."""
+        return self.trust.factors
+
+    def belief(self, slot: int, request: Request) -> float:
+        """What a hit told for this slot was multiplied by, in this view or by the decision."""
+        del request
+        return self.trust.factors[slot]
+
     def match(self, key: PrefixKey, candidates: CandidateColumns) -> None:
         """Fill `candidates.hit_tokens`."""
         blocks = self.blocks_of(key)

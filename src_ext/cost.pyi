@@ -54,8 +54,8 @@ def hit_tokens(
     An engine always computes the last prompt token (vLLM: a hit is at most prompt - 1 tokens).
     """
 
-def whole_tokens(blocks: _Ints, tokens_per_block: float, out: _Ints) -> None:
-    """blocks * tokens_per_block, cut to whole tokens ('i')."""
+def whole_tokens(blocks: _Ints, tokens_per_block: float, trust: _Floats, out: _Ints) -> None:
+    """blocks * tokens_per_block * trust, cut to whole tokens ('i')."""
 
 def tier_tokens(
     gpu: _Ints,

@@ -122,17 +122,21 @@ def hit_tokens(blocks, double tokens_per_block, double prompt_tokens, trust, out
         give_back(&scope)
 
 
-def whole_tokens(blocks, double tokens_per_block, out):
+def whole_tokens(blocks, double tokens_per_block, trust, out):
     cdef Scope scope
-    cdef Column source, target
+    cdef Column source, factor, target
     cdef Py_ssize_t at
     scope.held = 0
     try:
         borrow_out(&scope, out, b"i", &target)
         borrow(&scope, blocks, b"i", &source)
+        borrow(&scope, trust, b"d", &factor)
         long_enough(&source, target.size, "blocks")
+        long_enough(&factor, target.size, "trust")
         for at in range(target.size):
-            (<int32_t*>target.data)[at] = <int32_t>(item(&source, at) * tokens_per_block)
+            (<int32_t*>target.data)[at] = <int32_t>(
+                item(&source, at) * tokens_per_block * item(&factor, at)
+            )
     finally:
         give_back(&scope)
 

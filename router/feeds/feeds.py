@@ -25,7 +25,7 @@ from warmlane.router.feeds.discovery import Watch, sources
 from warmlane.router.feeds.kube import KIND, KubeFeed, accesses
 from warmlane.router.feeds.kube_access import Access, open_access
 from warmlane.router.feeds.kube_lease import Lease
-from warmlane.router.feeds.kv_events import EventFeeds, Hub
+from warmlane.router.feeds.kv_events import EventFeeds, Hub, Split
 from warmlane.router.feeds.membership import Membership
 from warmlane.router.feeds.probe import Prober
 from warmlane.router.feeds.scrape import Pace, Scraper
@@ -282,7 +282,13 @@ class Feeds:
         if self.tokens is not None and pool.name in self.tokens.models:
             prove = partial(self.tokens.prove, pool, replica)
             self._tasks[key].append(self._spawn(f"tokens {replica.name}", prove))
-        self.events.begin(pool, replica, session, headers, self._spawn)
+        self.events.begin(pool, replica, session, headers, self._spawn, self._split_of(pool.name))
+
+    def _split_of(self, name: str) -> Split:
+        def split(url: str, ranks: int) -> None:
+            self.membership[name].split(url, ranks, self.clock())
+
+        return split
 
     def _end(self, pool: Pool, replica: Replica) -> None:
         key = (pool.name, replica.name)

@@ -36,12 +36,24 @@ _SOURCES_BYTES: Final = 262_144
 _COUNTED: Final = ("stored", "removed", "unknown_removals", "orphans", "refused", "odd", "broken")
 
 
+# URL, data-parallel ranks that the engine there has.
+Split = Callable[[str, int], None]
+
+
 class Found(msgspec.Struct, frozen=True):
     """Where a replica's events are. bind None: bind if that works, since an engine that names a
     host of this machine either listens there itself or waits for us to listen."""
 
     where: Endpoints
     bind: bool | None
+
+
+class SeveralRanks(EngineError):
+    """An engine told of `ranks` publishers, and the replica names none of them."""
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__(f"{ranks} data-parallel ranks behind it: name each as a replica")
+        self.ranks = ranks
 
 
 class KvFeed:
@@ -57,9 +69,11 @@ class KvFeed:
         *,
         headers: dict[str, str],
         metrics: Metrics,
+        split: Split | None = None,
     ) -> None:
         self.pool = pool
         self.replica = replica
+        self._split = split
         self.exact = exact
         self.session = session
         self.hub = hub
@@ -84,6 +98,8 @@ class KvFeed:
                         self.source = self.hub.open(await self._find(setting), self.exact, slot)
                     except EngineError as trouble:
                         self.exact.distrust(slot, str(trouble))
+                        if isinstance(trouble, SeveralRanks) and self._split is not None:
+                            self._split(self.replica.spec.url, trouble.ranks)
                 elif self.source is not None:
                     self.source.tick()
                 self._count()
@@ -188,7 +204,7 @@ def found_in(body: bytes, rank: int | None, url: str) -> Found:
     if not enabled:
         raise Trouble("events are off in the engine (--kv-events-config)")
     if rank is None and len(sources) > 1:
-        raise Trouble(f"{len(sources)} data-parallel ranks behind it: name each as a replica")
+        raise SeveralRanks(len(sources))
     opened = is_open(events)
     host = urlsplit(url).hostname or "127.0.0.1"
     host = f"[{host}]" if ":" in host else host
@@ -243,13 +259,24 @@ class EventFeeds:
         session: aiohttp.ClientSession,
         headers: dict[str, str],
         spawn: Spawn,
+        split: Split | None = None,
     ) -> None:
-        """Hear its events; nothing happens where that is so already."""
+        """Hear its events; nothing happens where that is so already.
+
+        split: told when several data-parallel ranks turn out to be behind the replica.
+        """
         exact = self._exact(pool)
         if exact is None or replica in self._tasks:
             return
         feed = KvFeed(
-            pool, replica, exact, session, self._hub, headers=headers, metrics=self._metrics
+            pool,
+            replica,
+            exact,
+            session,
+            self._hub,
+            headers=headers,
+            metrics=self._metrics,
+            split=split,
         )
         self._tasks[replica] = spawn(f"events {replica.name}", feed.run)
 

@@ -39,6 +39,7 @@ class Membership:
         self._trouble: dict[str, str] = {}
         self._holds: dict[str, frozenset[str]] = {}  # source -> endpoint URLs that it holds
         self._held: set[str] = set()  # names drained for that, not by an operator
+        self._ranks: dict[str, int] = {}  # URL -> data-parallel ranks that the engine told of
 
     def update(
         self,
@@ -53,8 +54,8 @@ class Membership:
             return
         self._sources[source] = wanted
         self._holds[source] = held
-        named = {name for specs_by_name in self._sources.values() for name in specs_by_name}
-        self._banned &= named  # a replica that left its source may come back with it
+        # A replica that left its source may come back with it.
+        self._banned &= self._named().keys()
         self._reconcile(now)
 
     def forget_source(self, source: str, now: float) -> None:
@@ -78,6 +79,20 @@ class Membership:
         replica = self.pool.replicas[slot]
         assert replica is not None
         return replica
+
+    def split(self, url: str, ranks: int, now: float) -> None:
+        """The engine there has so many data-parallel ranks: each is a replica of its own.
+
+        Where the sources name ranks themselves nothing changes.
+        """
+        if self._ranks.get(url, 1) == ranks:
+            return
+        log.info("event=ranks pool=%s url=%s ranks=%d", self.pool.name, url, ranks)
+        if ranks > 1:
+            self._ranks[url] = ranks
+        else:
+            del self._ranks[url]
+        self._reconcile(now)
 
     def remove(self, name: str, now: float, *, at_once: bool = False) -> bool:
         """Remove by an operator, after its drain unless at_once. False: no such replica."""
@@ -107,11 +122,27 @@ class Membership:
         self._reconcile(now)
 
     def _wanted(self) -> dict[str, ReplicaSpec]:
+        named = self._named()
+        for url in self._ranks.keys() - {spec.url for spec in named.values()}:
+            del self._ranks[url]
+        return {name: spec for name, spec in named.items() if name not in self._banned}
+
+    def _named(self) -> dict[str, ReplicaSpec]:
         # Of one name in two sources the later source wins; they normally agree.
         merged: dict[str, ReplicaSpec] = {}
         for specs in self._sources.values():
             merged.update(specs)
-        return {name: spec for name, spec in merged.items() if name not in self._banned}
+        if not self._ranks:
+            return merged
+        apart: dict[str, ReplicaSpec] = {}
+        for name, spec in merged.items():
+            if spec.rank is not None or spec.url not in self._ranks:
+                apart[name] = spec
+                continue
+            for rank in range(self._ranks[spec.url]):
+                each = f"{name}#{rank}"
+                apart[each] = msgspec.structs.replace(spec, name=each, rank=rank)
+        return apart
 
     def _reconcile(self, now: float) -> None:
         wanted = self._wanted()

@@ -370,6 +370,7 @@ class Delivery(ABC):
         lines = (
             f"x-warmlane-replica: {self._replica_name()}\r\n"
             f"x-warmlane-hit-tokens: {self._hit_tokens()}\r\n"
+            f"x-warmlane-view: {self._decision.view}\r\n"
             f"x-warmlane-decision-us: {self._decision_s * 1e6:.1f}"
         )
         return lines.encode("latin-1")

@@ -273,10 +273,13 @@ def test_tokens_of_exact_views(
     booked = array("i", [row[3] for row in rows])
     sizes = array("i", [row[4] for row in rows])
     out = array("i", bytes(4 * len(rows)))
-    cost.whole_tokens(booked, per_block, out)
-    expected = twin_cost.whole_tokens(booked, per_block)
+    trust = array("d", [1.0 if row[0] % 2 else row[1] / 900 for row in rows])
+    cost.whole_tokens(booked, per_block, trust, out)
+    expected = twin_cost.whole_tokens(booked, per_block, trust)
     assert list(out) == expected
     cost.tier_tokens(*columns, booked, sizes, size, limit, *worth, out)
     assert list(out) == twin_cost.tier_tokens(counts, booked, sizes, size, limit, worth, expected)
     with pytest.raises(ValueError, match="1 are needed"):
-        cost.whole_tokens(array("i"), 1.0, array("i", [0]))
+        cost.whole_tokens(array("i"), 1.0, array("d", [1.0]), array("i", [0]))
+    with pytest.raises(ValueError, match="trust"):
+        cost.whole_tokens(array("i", [1]), 1.0, array("d"), array("i", [0]))

@@ -91,8 +91,12 @@ def blend(col: Values, factor: float, other: Values, other_factor: float) -> lis
     return [factor * a + other_factor * b for a, b in zip(col, other, strict=False)]
 
 
-def whole_tokens(blocks: Sequence[int], tokens_per_block: float) -> list[int]:
-    return [int(each * tokens_per_block) for each in blocks]
+def whole_tokens(
+    blocks: Sequence[int], tokens_per_block: float, trust: Sequence[float]
+) -> list[int]:
+    return [
+        int(each * tokens_per_block * factor) for each, factor in zip(blocks, trust, strict=True)
+    ]
 
 
 def tier_tokens(

@@ -281,3 +281,50 @@ def test_both_ways_of_deciding_agree() -> None:
     quick = fleet.router.decide(fleet.request(), fleet.now, 0)
     assert dict(zip(decision.choices, decision.hit_tokens, strict=True)) == {0: 24, 1: 12}
     assert dict(zip(quick.choices, quick.hit_tokens, strict=True)) == {0: 24, 1: 12, 2: 0}
+
+
+def answers(fleet: Fleet, slot: int, count: int, cached: int, tokens: list[int]) -> None:
+    for _ in range(count):
+        ticket = fleet.send(slot, tokens=tokens)
+        usage = {"prompt_tokens": len(tokens), "cached_tokens": cached, "output_tokens": 1}
+        fleet.router.close(ticket, Outcome(**usage), fleet.now)
+    fleet.now += SETTLE_S + 1
+    fleet.router.maintain(fleet.now)
+
+
+def test_what_left_while_a_request_waited_takes_nothing_off_what_events_say() -> None:
+    fleet = Fleet(1)
+    fleet.hear(0, stored(PROMPT))
+    answers(fleet, 0, 20, 0, PROMPT)
+    assert fleet.rows()["r0"] == ("exact", 36)
+    assert fleet.view.trust.factors[0] == 1.0  # of what was sent nothing was learned here
+    fleet.exact.distrust(0, "a gap")
+    answers(fleet, 0, 200, 0, PROMPT)
+    assert fleet.view.trust.factors[0] < 0.7
+    booked = fleet.rows()["r0"]
+    assert booked[0] == "approximate" and 0 < booked[1] < 0.7 * 36
+    fleet.exact.trust(0)
+    assert fleet.rows()["r0"] == ("exact", 36)
+
+
+def test_events_that_lastingly_promise_what_is_not_there_are_not_believed() -> None:
+    long = list(range(4001))
+    fleet = Fleet(1)
+    fleet.hear(0, stored(long))
+    answers(fleet, 0, 20, 0, long)
+    found = fleet.rows(tokens=array("I", long).tobytes())["r0"]
+    assert found[0] == "exact" and 400 <= found[1] < 1000
+    fleet.hear(0, CLEARED, stored(long))  # another cache: nothing is known against it
+    assert fleet.rows(tokens=array("I", long).tobytes())["r0"] == ("exact", 4000)
+
+
+def test_answers_to_promises_of_a_cache_that_was_cleared_since_teach_nothing() -> None:
+    long = list(range(4001))
+    fleet = Fleet(1)
+    fleet.hear(0, stored(long))
+    tickets = [fleet.send(0, tokens=long) for _ in range(20)]
+    fleet.hear(0, CLEARED, stored(long))
+    for ticket in tickets:
+        outcome = Outcome(prompt_tokens=4001, cached_tokens=0, output_tokens=1)
+        fleet.router.close(ticket, outcome, fleet.now)
+    assert fleet.rows(tokens=array("I", long).tobytes())["r0"] == ("exact", 4000)

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -32,7 +33,9 @@ LOCK = HERE / "requirements.lock"
 VENV = ROOT / ".venvs" / "vllm"
 CACHE = ROOT / ".cache" / "vllm"
 MODEL = "tiny"
+DETAILS = "--enable-prompt-tokens-details"  # else answers tell no cached tokens
 BLOCK_TOKENS = 32  # the CPU attention of this release takes multiples of 32 only
+KEPT_PORTS = range(20_000, 32_000)
 INSTALL_S = 900
 READY_S = 240
 NICE = 5
@@ -106,6 +109,30 @@ def free_port() -> int:
         return port
 
 
+def kept_port() -> int:
+    """A free port below those that the system hands out by itself.
+
+    An engine binds its event sockets half a minute after the port was chosen, and to all addresses:
+    until then nobody may have got it for a connection of his own.
+    """
+    for port in random.sample(KEPT_PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise RuntimeError("no free port")
+
+
+def event_flags(endpoint: str, replay: str) -> list[str]:
+    """Flags that publish KV events; an endpoint without `*` is connected to, not bound."""
+    config = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": endpoint,
+        "replay_endpoint": replay,
+    }
+    return ["--kv-events-config", json.dumps(config)]
+
+
 def fetch(url: str, *, data: bytes | None = None, timeout: float = 10.0, kind: str = "") -> bytes:
     request = urllib.request.Request(url, data=data, headers={"Content-Type": kind} if kind else {})
     with urllib.request.urlopen(request, timeout=timeout) as answer:
@@ -130,9 +157,16 @@ class Engine:
     """One engine: three processes in a group of their own, so that `kill` leaves nothing."""
 
     def __init__(
-        self, python: Path, models: Path, number: int, adapters: Sequence[str], blocks: int
+        self,
+        python: Path,
+        models: Path,
+        number: int,
+        adapters: Sequence[str],
+        blocks: int,
+        flags: Sequence[str] = (DETAILS,),
     ) -> None:
         self.name = f"engine-{number}"
+        self.flags = tuple(flags)  # may be changed before another start
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = CACHE / f"{self.name}.log"
@@ -151,7 +185,7 @@ class Engine:
         command += ["--block-size", str(BLOCK_TOKENS), "--kv-cache-memory-bytes", str(128 << 20)]
         command += ["--num-gpu-blocks-override", str(self._blocks), "--enable-prefix-caching"]
         command += ["--max-num-seqs", "8", "--max-num-batched-tokens", "2048"]
-        command += ["--enable-prompt-tokens-details", "--enable-lora", "--max-lora-rank", "8"]
+        command += [*self.flags, "--enable-lora", "--max-lora-rank", "8"]
         command += ["--max-loras", "2", "--lora-modules"]
         command += [f"{name}=./{name}" for name in self._adapters]
         settings = {

@@ -42,6 +42,7 @@ class Engine:
         self.metrics_path = "/metrics"
         self.key = ""
         self.delay_s = 0.0
+        self.event_sources: Any = None  # of GET /kv_event_sources; None: 404
         self.tokenize: Any = None  # body of POST /tokenize -> token ids; None: 404
         self.seen: dict[str, int] = {}
         self.gate = asyncio.Event()  # a stream waits here after its first token
@@ -90,6 +91,8 @@ class Engine:
             if isinstance(self.models, bytes):
                 return web.Response(body=self.models, status=self.models_status)
             return web.json_response(self.models, status=self.models_status)
+        if path == "/kv_event_sources" and self.event_sources is not None:
+            return web.json_response(self.event_sources)
         if path == "/v1/completions":
             return await self._stream(request)
         if path == "/tokenize" and self.tokenize is not None:

@@ -32,6 +32,7 @@ from warmlane.router.types import Kind, Outcome, ReplicaSpec, Request
 
 WILD = "tcp://127.0.0.1:*"
 SIZE = 16
+TRUSTED = array("d", [1.0])
 pack = msgspec.msgpack.encode
 
 
@@ -393,7 +394,7 @@ async def test_a_recorded_engine_through_the_sockets() -> None:
                         tokens=array("I", request["prompt"]).tobytes(),
                         salt=request.get("cache_salt", ""),
                     )
-                    found, _chains = exact.hits(asked, adapter, None, 1.0)
+                    found, _chains = exact.hits(asked, adapter, None, 1.0, TRUSTED)
                     compared += 1
                     wrong += found[0] != request["cached"]
                 for batch in step["batches"]:

@@ -164,3 +164,36 @@ def test_series_of_a_removed_replica_go_with_it(member: Membership) -> None:
     member.update("static", [], 0.0)
     member.tick(0.0)
     assert member.metrics.requests == {}
+
+
+def test_data_parallel_ranks_are_replicas_of_their_own() -> None:
+    member = Membership(Pool(PoolConfig(), Limits(replicas=16)), Metrics(), drain_s=10.0)
+    url = specs(1)[0].url
+    member.update("static", specs(1, 2), 0.0)
+    member.split(url, 2, 1.0)
+    member.tick(1.0)
+    assert set(names(member)) == {"1#0", "1#1", "2"}
+    replica = member.pool.by_name("127.0.0.1:1#1")
+    assert replica is not None and (replica.spec.url, replica.spec.rank) == (url, 1)
+    member.update("static", specs(1, 2, 3), 2.0)
+    member.tick(2.0)
+    assert set(names(member)) == {"1#0", "1#1", "2", "3"}
+    assert member.remove("127.0.0.1:1#0", 3.0, at_once=True)
+    member.tick(3.0)
+    assert set(names(member)) == {"1#1", "2", "3"}  # an operator's word holds for a rank, too
+    member.split(url, 1, 4.0)
+    member.tick(4.0)
+    assert set(names(member)) == {"1", "2", "3"}
+    member.split(url, 2, 5.0)
+    member.update("static", specs(2), 6.0)
+    member.tick(6.0)
+    member.update("static", specs(1, 2), 7.0)  # another engine may be there now: asked again
+    assert set(names(member)) == {"1", "2"}
+
+
+def test_ranks_that_a_source_names_stay(member: Membership) -> None:
+    spec = specs(1)[0]
+    member.update("static", [ReplicaSpec(url=spec.url, rank=1)], 0.0)
+    member.split(spec.url, 2, 1.0)
+    member.tick(1.0)
+    assert set(names(member)) == {"1#1"}

@@ -46,12 +46,19 @@ async def test_proven_lost_and_proven_again(source: str, tmp_path: Path) -> None
             assert feeds.tokens is not None
             request, _ = parse("POST", "/v1/chat/completions", {}, BODY)
             found = await feeds.tokens.ids(request, pool.name, BODY)
+            late = 0
+            while found.tokens is None:  # not in time on a busy machine: it is remembered then
+                late += 1
+                await asyncio.sleep(0.05)
+                found = await feeds.tokens.ids(request, pool.name, BODY)
             job = job_of(Kind.CHAT, json.loads(BODY))
             assert found.tokens == local.ids(job, "string")[0]
             assert found.prompt == request.prompt
             assert found.token_features & ALL == found.token_features != 0
             counted = feeds.metrics.counts["warmlane_token_requests_total"]
-            assert counted == {(pool.name, "exact"): 1}
+            assert counted == {(pool.name, "exact"): 1} | (
+                {(pool.name, "late"): late} if late else {}
+            )
             await two.stop()
             await until(lambda: ready(pool) == {name(one)})
             replica = pool.by_name(name(two))

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from tests.router.tokens.folder import CHATML, WITH_PARTS
-from warmlane.router.templates import Chat, ChatTemplate, Untranslatable, conversation
+from warmlane.router.templates import (
+    BILLING_HEADER,
+    Chat,
+    ChatTemplate,
+    Untranslatable,
+    conversation,
+)
 from warmlane.router.token_jobs import job_of, tokenize_body
 from warmlane.router.types import Kind
 
@@ -73,6 +79,37 @@ def test_the_last_message_stays_open() -> None:
         "continue_final_message": True,
     }
     assert text(body).endswith("<|im_start|>assistant\nAnd ")
+
+
+def test_the_developer_role_is_folded_where_the_template_does_not_know_it() -> None:
+    """As vLLM 0.32 does: one system message at the front, and no tools of the developer's."""
+    user = {"role": "user", "content": "Hi"}
+    developer = {"role": "developer", "content": [{"type": "text", "text": "Be terse."}]}
+    alone = text({"messages": [{**developer, "tools": [1]}, user]})
+    assert alone.startswith("<|im_start|>system\nBe terse.<|im_end|>\n<|im_start|>user\nHi")
+    system = {"role": "system", "content": "You help."}
+    merged = text({"messages": [system, user, developer, user]})
+    assert merged.startswith(
+        "<|im_start|>system\nYou help.\n\nBe terse.<|im_end|>\n<|im_start|>user"
+    )
+    assert merged.count("user") == 2 and "developer" not in merged
+    # without the role nothing is moved, however many system messages there are
+    assert text({"messages": [user, system]}).index("system") > 20
+    chat = job_of(Kind.CHAT, {"messages": [developer, user]}).chat
+    assert chat is not None
+    assert "developer\nBe terse." in chatml().render(chat, "string", fold=False)[0]
+    knows = ChatTemplate({"default": CHATML + "{# 'developer' #}"}, {})
+    assert "developer\nBe terse." in knows.render(chat, "string")[0]
+
+
+def test_the_attribution_line_of_claude_code_is_dropped_from_system_messages() -> None:
+    parts = [{"type": "text", "text": f"{BILLING_HEADER}: cch=1;"}, {"type": "text", "text": "A"}]
+    parts.append({"type": "text", "text": f"{BILLING_HEADER}: cch=2;\nB"})
+    body = {"messages": [{"role": "system", "content": parts}]}
+    assert job_of(Kind.CHAT, body).features == {"chat", "parts", "billing"}
+    assert text(body).startswith("<|im_start|>system\nA\nB<|im_end|>")
+    body["messages"][0]["role"] = "user"
+    assert "cch=1" in text(body)
 
 
 def test_media_end_the_known_text() -> None:
