@@ -4,9 +4,7 @@ Cost: 4 us a request of 4 KB at level 0, of which the decision is 2; 1 us more a
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.stdint cimport uint8_t
-from libc.stdlib cimport free
 from libc.string cimport memcmp, memset
 
 from warmlane._core.desk cimport Lead, Pick, count_done, free_pick, note_decision

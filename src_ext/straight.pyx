@@ -5,7 +5,7 @@ Cost: 5 us of CPU besides the kernel's for 4 KB; a read of a stream 1 us.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp
 
 from warmlane._core.answer_found cimport Answer
 from warmlane._core.chunks cimport AT_TRAILER, ChunkReader, Chunks, Walk, chunk_step, walk_read
