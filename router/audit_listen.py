@@ -65,7 +65,7 @@ class AuditView(ExactView):
 
     def __init__(self, pool: Pool, max_replicas: int) -> None:
         super().__init__(pool, max_replicas)
-        self.quick = self.apply
+        self.straight = None
         self.counting: set[int] = set()  # slots whose events are of the audit's own time
         self.loaded: set[int] = set()  # slots that had requests waiting when last looked at
         self.avoidable = [0] * max_replicas

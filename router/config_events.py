@@ -51,9 +51,12 @@ def endpoints(text: str, spec: ReplicaSpec) -> Endpoints:
 
 
 def at_rank(endpoint: str, rank: int) -> str:
-    """The endpoint of a data-parallel rank: tcp ports count up."""
+    """The endpoint of a data-parallel rank: tcp ports count up, ipc names get TensorRT-LLM's suffix
+    (vLLM refuses them)."""
     if not rank:
         return endpoint
+    if endpoint.startswith("ipc://"):
+        return f"{endpoint}_dp{rank}"
     head, _, port = endpoint.rpartition(":")
     return f"{head}:{int(port) + rank}" if head.startswith("tcp://") else endpoint
 

@@ -1,5 +1,5 @@
 /* One engine event, out of its bytes: the array of vLLM up to 0.23 and of SGLang, or the map of
- * vLLM from 0.24. A field has one meaning, whichever way it came; fields that are not known
+ * vLLM from 0.24 and of TensorRT-LLM. A field has one meaning, whichever way it came; fields that are not known
  * are stepped over. The order of array fields is that of vLLM's declarations (vllm/distributed/kv_events.py).
  */
 #ifndef WARMLANE_EVENTS_FIELDS_H
@@ -7,6 +7,7 @@
 
 #include "alloc.h"
 #include "events_read.h"
+#include "xxh3.h"
 
 #define EV_MAX_HASHES (1u << 20)
 #define EV_MAX_TOKENS (1u << 22) /* of one event: 16 MB */
@@ -16,7 +17,7 @@ enum { EV_NO_SPEC, EV_FULL_SPEC, EV_OTHER_SPEC };
 
 enum {
     EV_F_SKIP, EV_F_TYPE, EV_F_HASHES, EV_F_PARENT, EV_F_TOKENS, EV_F_SIZE, EV_F_LORA_ID,
-    EV_F_MEDIUM, EV_F_LORA, EV_F_EXTRA, EV_F_GROUP, EV_F_SPEC, EV_F_LOCALITY
+    EV_F_MEDIUM, EV_F_LORA, EV_F_EXTRA, EV_F_GROUP, EV_F_SPEC, EV_F_LOCALITY, EV_F_MM
 };
 
 /* Arrays that grow to the longest event seen, and are given back when it was a giant. */
@@ -123,6 +124,27 @@ static inline int ev_read_hashes(EvIn *in, EvItem *item, EvEvent *e, EvScratch *
     return 0;
 }
 
+/* One token that is not plainly an id. SGLang with a speculative cache tells pairs, each token with
+ * the one after it: the first one counts. TensorRT-LLM tells the digest of an image in place of its
+ * placeholders: such a number is no token's, and different for different digests. 1: neither. */
+static inline int ev_other_token(EvIn *in, uint32_t *token) {
+    EvItem item, first;
+    if (ev_next(in, &item)) return -1;
+    if (item.kind == EV_UINT || item.kind == EV_NEGATIVE) {
+        *token = (uint32_t)item.value;
+        return 0;
+    }
+    if (item.kind == EV_STR || item.kind == EV_BIN) {
+        *token = (uint32_t)wl_block_key(0, item.data, (size_t)item.value) | 0x80000000u;
+        return 0;
+    }
+    if (item.kind != EV_ARRAY || item.value != 2) return ev_skip_rest(in, &item) ? -1 : 1;
+    if (ev_next(in, &first)) return -1;
+    *token = (uint32_t)first.value;
+    if (ev_skip_rest(in, &first) || ev_skip(in)) return -1;
+    return first.kind != EV_UINT;
+}
+
 static inline int ev_read_tokens(EvIn *in, EvItem *item, EvEvent *e, EvScratch *s) {
     EvIn begin = *in;
     uint64_t i;
@@ -136,10 +158,12 @@ static inline int ev_read_tokens(EvIn *in, EvItem *item, EvEvent *e, EvScratch *
     if (ev_scratch_tokens(s, e->tokens)) return -2;
     status = ev_token_ids(in, s->tokens, e->tokens);
     if (status <= 0) return status;
-    e->odd = 1; /* such as the pairs of a speculative cache */
     *in = begin;
-    for (i = 0; i < item->value; i++)
-        if (ev_skip(in)) return -1;
+    for (i = 0; i < item->value; i++) {
+        status = ev_other_token(in, &s->tokens[i]);
+        if (status < 0) return -1;
+        e->odd |= status;
+    }
     return 0;
 }
 
@@ -168,6 +192,8 @@ static inline int ev_field(EvIn *in, int field, EvEvent *e, EvScratch *s) {
     case EV_F_HASHES: return ev_read_hashes(in, &item, e, s);
     case EV_F_TOKENS: return ev_read_tokens(in, &item, e, s);
     case EV_F_EXTRA: return ev_read_extra(in, &item, e);
+    case EV_F_MM: /* TensorRT-LLM: images of each block, in a field of their own */
+        return e->extras ? ev_skip_rest(in, &item) : ev_read_extra(in, &item, e);
     case EV_F_TYPE: e->kind = ev_kind(&item); break;
     case EV_F_PARENT:
         e->has_parent = item.kind != EV_NIL;
@@ -208,7 +234,10 @@ static inline int ev_field_of(const EvItem *item) {
     switch (item->value) {
     case 4: EV_NAME("type", EV_F_TYPE); break;
     case 6: EV_NAME("medium", EV_F_MEDIUM); break;
-    case 7: EV_NAME("lora_id", EV_F_LORA_ID); break;
+    case 7:
+        EV_NAME("lora_id", EV_F_LORA_ID);
+        EV_NAME("mm_keys", EV_F_MM);
+        break;
     case 8: EV_NAME("locality", EV_F_LOCALITY); break;
     case 9:
         EV_NAME("token_ids", EV_F_TOKENS);

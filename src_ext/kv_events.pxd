@@ -64,4 +64,6 @@ cdef class Intake:
     cdef EvIntake *intake
     cdef readonly RadixTree tree
     cdef EvSource *of(self, Py_ssize_t replica) except NULL
+    cdef int apply_bytes(self, Py_ssize_t replica, const uint8_t *data, size_t size,
+                         uint64_t budget) except -1
     cdef int hashes_in(self, object hashes) except -1

@@ -143,13 +143,19 @@ cdef class Intake:
         CLEARED: it held AllBlocksCleared. Raises ValueError for a source that is not open.
         """
         cdef Py_buffer view
+        PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
+        try:
+            return self.apply_bytes(
+                replica, <const uint8_t *>view.buf, <size_t>view.len, budget
+            )
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int apply_bytes(self, Py_ssize_t replica, const uint8_t *data, size_t size,
+                         uint64_t budget) except -1:
         cdef int status
         self.of(replica)
-        PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
-        status = ev_apply(
-            self.intake, <uint32_t>replica, <const uint8_t *>view.buf, <size_t>view.len, budget
-        )
-        PyBuffer_Release(&view)
+        status = ev_apply(self.intake, <uint32_t>replica, data, size, budget)
         if status == EV_NO_MEMORY:
             raise MemoryError("no memory for engine events")
         return status

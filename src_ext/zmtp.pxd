@@ -9,12 +9,15 @@ their parts and what waits to be sent have limits.
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from warmlane._core.kv_events cimport Intake
+
 
 cdef enum:
     READ = 65536        # bytes of one look at a socket
     MAX_PARTS = 16      # of a message: an engine's batch has 3, a replayed one 4
     MAX_COMMAND = 4096  # bytes
     MAX_OUT = 16384     # bytes that wait to be sent
+    STRAIGHT = 65536    # bytes of batches that one call of `apply` takes, about 0.2 ms
 
 cdef enum Stage:
     GREETING, HANDSHAKE, UP, FAILED
@@ -28,6 +31,7 @@ cdef class Zmtp:
     cdef bytes kind, why, out
     cdef list parts
     cdef readonly int minor
+    cdef readonly bytes last
 
     cdef int make_room(self, size_t more) except -1
     cdef int short(self) noexcept

@@ -2,12 +2,15 @@ from typing import final
 
 from typing_extensions import Buffer
 
+from warmlane._core.kv_events import Intake
+
 PEERS: dict[bytes, tuple[bytes, ...]]
 HELLO: bytes
 
 @final
 class Zmtp:
     minor: int
+    last: bytes | None
     def __init__(self, kind: bytes, max_bytes: int) -> None: ...
     def feed(self, data: Buffer) -> None: ...
     def receive(self, fd: int) -> int: ...
@@ -20,5 +23,8 @@ class Zmtp:
     @property
     def waiting(self) -> int: ...
     def take(self) -> list[bytes] | None: ...
+    def apply(
+        self, intake: Intake, replica: int, expected: int, budget: int
+    ) -> tuple[int, int]: ...
 
 def _fail_alloc_after(n: int) -> None: ...

@@ -32,6 +32,20 @@ cdef uint64_t big_endian(const uint8_t *at, int size) noexcept nogil:
     return value
 
 
+cdef Py_ssize_t part(const uint8_t *at, size_t have, int more, uint64_t *size) noexcept nogil:
+    """Where the body of a message's part begins, for a part with or without `more` that has come
+    whole; 0: it is none, or not all of it is here."""
+    cdef size_t head = 2
+    if have < 2 or at[0] & ~2 != more:
+        return 0
+    size[0] = at[1]
+    if at[0] & 2:
+        if have < 9:
+            return 0
+        head, size[0] = 9, big_endian(at + 1, 8)
+    return <Py_ssize_t>head if size[0] <= have - head else 0
+
+
 # Whom a socket of ours may talk to, in the RFC's words.
 PEERS = {b"SUB": (b"PUB", b"XPUB"), b"DEALER": (b"ROUTER", b"DEALER", b"REP")}
 
@@ -176,6 +190,47 @@ cdef class Zmtp:
                     return None
             else:
                 raise ValueError(self.why.decode())
+
+    def apply(self, Intake intake not None, Py_ssize_t replica, uint64_t expected, uint64_t budget):
+        """Batches of a publisher straight into the intake, where they wait: (how many, flags).
+
+        Takes messages of three parts whose second is `expected` and its successors, at most
+        STRAIGHT bytes of them, and stops behind one that needs a look (flags of `Intake.apply`;
+        budget: blocks of one batch). All else is left to `take`. `last` is the payload of the last.
+        Raises as `Intake.apply`; the batch that did is taken.
+        """
+        cdef const uint8_t *at
+        cdef const uint8_t *payload = NULL
+        cdef size_t end, have, stop = self.start + STRAIGHT
+        cdef uint64_t size = 0, last_size = 0
+        cdef Py_ssize_t head, count = 0
+        cdef int flags = 0
+        if self.stage != UP or self.parts:
+            return 0, 0
+        try:
+            while not flags and self.start < stop:
+                at = self.data + self.start
+                have = self.end - self.start
+                head = part(at, have, 1, &size)
+                if head == 0:
+                    break
+                end = <size_t>head + <size_t>size
+                if have - end < 10 or at[end] != 1 or at[end + 1] != 8:
+                    break
+                if big_endian(at + end + 2, 8) != expected + <uint64_t>count:
+                    break
+                end += 10
+                head = part(at + end, have - end, 0, &size)
+                if head == 0 or size > self.max_bytes:
+                    break
+                payload, last_size = at + end + head, size
+                self.start += end + <size_t>head + <size_t>size
+                count += 1
+                flags = intake.apply_bytes(replica, payload, <size_t>size, budget)
+        finally:
+            if count:
+                self.last = PyBytes_FromStringAndSize(<const char *>payload, <Py_ssize_t>last_size)
+        return count, flags
 
     cdef int greeting(self) except -1:
         """1: it is read."""

@@ -17,12 +17,13 @@ from typing import Final
 from warmlane.router.config_events import Endpoints
 from warmlane.router.exact import ExactView
 from warmlane.router.feeds.client import EngineError
-from warmlane.router.feeds.kv_events_stream import Stream
+from warmlane.router.feeds.kv_events_stream import SLICE_BLOCKS, Stream
 from warmlane.router.feeds.zmtp_line import Line
 
 log = logging.getLogger("warmlane.events")
 
 SLICE_S: Final = 0.0005  # of the loop at a time, for all sources together
+PAUSE_S: Final = 0.002  # between two sources that are served at once, without a turn in the line
 TURN: Final = 32  # messages of one source before the next one has its turn
 REPLAYS: Final = 8  # at once: the last 10,000 batches of a large engine are 100 MB
 END: Final = b"\xff" * 8
@@ -37,16 +38,26 @@ class Pump:
         self._loop = loop
         self._ready: deque[Source] = deque()
         self._scheduled = False
+        self._at_once = 0.0  # from when on somebody who is alone is served at once
         self.replays = 0  # under way
 
     def wake(self, source: Source) -> None:
         """It may have messages."""
-        if not source.queued:
-            source.queued = True
-            self._ready.append(source)
-            if not self._scheduled:
-                self._scheduled = True
-                self._loop.call_soon(self._run)
+        if source.queued:
+            return
+        now = perf_counter()
+        if not self._ready and now >= self._at_once:
+            self._at_once = now + PAUSE_S
+            self.turn(source, now + SLICE_S)
+        else:
+            self._wait(source)
+
+    def _wait(self, source: Source) -> None:
+        source.queued = True
+        self._ready.append(source)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._run)
 
     def _run(self) -> None:
         self._scheduled = False
@@ -54,18 +65,22 @@ class Pump:
         while self._ready:
             source = self._ready.popleft()
             source.queued = False
-            try:
-                more = source.drain(end)
-            except Exception:
-                log.exception("event=events_bug source=%s", source.where.events)
-                more = False  # its tick wakes it again
-            if more:
-                self.wake(source)
+            self.turn(source, end)
             if perf_counter() >= end:
                 break
         if self._ready and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._run)
+
+    def turn(self, source: Source, end: float) -> None:
+        """One source's, until `end`; it waits for the next one if it is not done."""
+        try:
+            more = source.drain(end)
+        except Exception:
+            log.exception("event=events_bug source=%s", source.where.events)
+            more = False  # its tick wakes it again
+        if more:
+            self._wait(source)
 
 
 class Source:
@@ -124,8 +139,14 @@ class Source:
             return False
         if self._dealer is not None:
             self._dealer.read_ahead(now)
+        self._sub.drained = False
         for _ in range(TURN):
-            if stream.busy:
+            straight = self._straight(now) if stream.calm and self._dealer is None else False
+            if straight is None:
+                return False
+            if straight:
+                pass
+            elif stream.busy:
                 stream.step(now)
             elif not (self._hear_replay(now) or self._hear_batch(now)):
                 return self._ask()
@@ -190,6 +211,21 @@ class Source:
         else:
             self.stream.counts["malformed"] += 1
         return True
+
+    def _straight(self, now: float) -> bool | None:
+        """The common case: batches of a trusted stream. None: nothing waits, False: something else
+        does."""
+        stream, line = self.stream, self._sub
+        zmtp = line.zmtp
+        if zmtp is None or stream.intake is None or line.state != self._state:
+            return False
+        if not zmtp.waiting and not line.fetch(now):
+            return None if line.state == self._state else False
+        assert stream.expected is not None
+        count, flags = zmtp.apply(stream.intake, stream.slot, stream.expected, SLICE_BLOCKS)
+        if count:
+            stream.applied(count, zmtp.last or b"", flags)
+        return count > 0
 
     def _news(self, state: int, now: float) -> None:
         """Connections made and broken since the stream was last told."""

@@ -52,8 +52,8 @@ class Stream:
         self.complete = False
         self.expected: int | None = None
         self._last = b""  # the batch before `expected`
-        self._calm = False  # trusted: the next batch only has to be applied
-        self._intake = exact.quick
+        self.calm = False  # trusted: the next batch only has to be applied
+        self.intake = exact.straight
         self._verify = False  # the next replayed batch must be that one
         self._held: deque[tuple[int, bytes]] = deque()
         self._held_bytes = 0
@@ -76,16 +76,6 @@ class Stream:
 
     def batch(self, seq: int, payload: bytes, now: float) -> None:
         """A live one. Not while `busy`."""
-        if self._calm and seq == self.expected:
-            self.expected, self._last = seq + 1, payload
-            self.counts["batches"] += 1
-            flags = self._intake(self.slot, payload, SLICE_BLOCKS)
-            if flags:
-                if flags & CLEARED:
-                    self.exact.was_cleared(self.slot)
-                self._happened(payload, flags)
-                self._settle()
-            return
         if not self.live:
             if seq == 0 and self.expected is None:
                 self._fresh()  # an engine that has just started: nothing was missed
@@ -103,6 +93,21 @@ class Stream:
         else:
             self._restart(seq, payload, now)
         self._settle()
+
+    def applied(self, count: int, last: bytes, flags: int) -> None:
+        """So many live ones from `expected` on are in the intake already, while `calm`.
+
+        last: the last one's payload. flags: what was special about it.
+        """
+        assert self.expected is not None
+        self.expected += count
+        self._last = last
+        self.counts["batches"] += count
+        if flags:
+            if flags & CLEARED:
+                self.exact.was_cleared(self.slot)
+            self._happened(last, flags)
+            self._settle()
 
     def replayed(self, seq: int, payload: bytes, now: float) -> None:
         """One of the replay. Not while `busy`."""
@@ -204,7 +209,7 @@ class Stream:
         self._happened(payload, self.exact.apply(self.slot, payload, SLICE_BLOCKS))
 
     def _happened(self, payload: bytes, flags: int) -> None:
-        self._calm = False
+        self.calm = False
         self._pending = payload if flags & MORE else None
         if flags & BROKEN:
             self.counts["broken"] += 1
@@ -219,10 +224,10 @@ class Stream:
             self._failures = 0
             self.exact.trust(self.slot)
             # With its block size known nothing but the blocks themselves changes.
-            self._calm = self.exact.intake.block_size(self.slot) > 0
+            self.calm = self.exact.intake.block_size(self.slot) > 0
 
     def _doubt(self, why: str) -> None:
-        self._calm = False
+        self.calm = False
         self.exact.distrust(self.slot, why)
 
     # What went wrong
@@ -240,7 +245,7 @@ class Stream:
             self._apply(seq, payload)
 
     def _restart(self, seq: int, payload: bytes, now: float) -> None:
-        self._calm = False
+        self.calm = False
         self.counts["restart"] += 1
         self.exact.reset(self.slot, restarted=True)
         self.expected, self.complete = None, False
@@ -295,7 +300,7 @@ class Stream:
     def _ask(self, start: int, now: float) -> None:
         if self.live:
             self._began = now
-        self.live = self._answered = self._calm = False
+        self.live = self._answered = self.calm = False
         self.ask, self._moved = start, now
         self.counts["replay"] += 1
 

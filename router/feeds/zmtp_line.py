@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from warmlane._core.zmtp import Zmtp
 from warmlane.router.feeds.client import EngineError
 
+READ_BYTES: Final = 65_536  # that `Zmtp.receive` asks for at least
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 CONNECT_S: Final = 5.0
 HANDSHAKE_S: Final = 10.0
@@ -55,15 +56,15 @@ class _Conn:
                 sent = 0
             self.zmtp.unsent(out[sent:])
 
-    def read(self, now: float) -> bool:
-        """True: more bytes came. Raises OSError: the connection is over."""
+    def read(self, now: float) -> int:
+        """How many bytes came. Raises OSError: the connection is over."""
         got = self.zmtp.receive(self.fd)
         if got > 0:
             self.heard = now
-            return True
+            return got
         if got == 0:
             raise ConnectionError(errno.ECONNRESET, "closed by the peer")
-        return False
+        return 0
 
 
 class Line:
@@ -88,6 +89,7 @@ class Line:
         self.endpoint = endpoint
         self.state = 0
         self.why = ""  # of the last break
+        self.drained = False
         self._kind = kind
         self._wake = wake
         self._clock = clock
@@ -134,6 +136,25 @@ class Line:
             conn.flush()
         except OSError as error:
             self._broke(str(error))
+
+    @property
+    def zmtp(self) -> Zmtp | None:
+        """The bytes of the connection, for those who know how to read them faster than `take`."""
+        return None if self._conn is None else self._conn.zmtp
+
+    def fetch(self, now: float) -> bool:
+        """Look at the socket, unless the last look took all that was there (`drained`, which the
+        owner takes back when it is woken). False: nothing came, or the connection broke."""
+        conn = self._conn
+        if conn is None or self.drained:
+            return False
+        try:
+            got = conn.read(now)
+        except OSError as error:
+            self._broke(str(error))
+            return False
+        self.drained = got < READ_BYTES
+        return got > 0
 
     def take(self, now: float) -> list[bytes] | None:
         """The next message; None: there is none yet, or the connection came or went (`state`)."""

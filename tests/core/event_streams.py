@@ -43,10 +43,15 @@ class Engine:
         length = source.randrange(1, 7)
         image = source.randrange(length) if source.random() < 0.2 else -1
         image = -1 if self.form == "legacy" else image
+        other = source.choice(["", "", "", "pairs", "digests"])
         tokens, extras, digests = [], [], []
         parent: bytes | None = None
         for i in range(length):
-            block = [source.choice([7, 300, 70_000]) for _ in range(SIZE)]
+            block: list[Any] = [source.choice([7, 300, 70_000]) for _ in range(SIZE)]
+            if other == "pairs":
+                block = [[each, 9] for each in block]
+            elif other == "digests" and source.random() < 0.3:
+                block[source.randrange(SIZE)] = source.choice(["digest-a", "digest-b" * 9])
             extra = [name] if name else []
             extra += [["image-1", 3]] if i == image else []
             extra += [salt] if salt and i == 0 else []
@@ -63,6 +68,8 @@ class Engine:
             hit -= 1  # the last block is computed again
         for key in digests[hit:]:
             self.copies[key, "GPU"] = self.copies.get((key, "GPU"), 0) + 1
+        mm_keys = self.form == "map" and not name and not salt and source.random() < 0.5
+        extra_field = "mm_keys" if mm_keys else "extra_keys"
         return {
             "type": "BlockStored",
             "block_hashes": [self.label(key) for key in digests[hit:]],
@@ -72,7 +79,7 @@ class Engine:
             "lora_id": 4 if name else None,
             "medium": "GPU",
             "lora_name": name,
-            "extra_keys": extras[hit:] if any(extras[hit:]) else None,
+            extra_field: extras[hit:] if any(extras[hit:]) else None,
             "group_idx": 0,
             "kv_cache_spec_kind": "full_attention",
         }

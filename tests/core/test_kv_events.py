@@ -120,6 +120,69 @@ def test_blocks_with_images_equal_no_blocks_of_text() -> None:
     assert len(made.tree.dump()) == 2
 
 
+def test_sglang_pages_tiers_and_pairs() -> None:
+    """One event a page, positional; GPU, CPU, DISK and EXTERNAL; pairs with a speculative cache."""
+    made = intake()
+
+    def page(number: int, tokens: list[Any], medium: str | None = None) -> list[Any]:
+        parent = number - 1 if number > 1 else None
+        told = ["BlockStored", [-number], None if parent is None else -parent, tokens, 4, None]
+        return told + ([medium] if medium else [])
+
+    pages = [page(1 + i, TOKENS[4 * i : 4 * i + 4]) for i in range(3)]  # without a medium: older
+    made.apply(0, pack([1.0, pages]))  # two members: no rank
+    assert held(made)[0] == 3
+    for number, medium in ((3, "CPU"), (2, "DISK"), (1, "EXTERNAL")):
+        tokens = TOKENS[4 * number - 4 : 4 * number]
+        made.apply(0, pack([1.0, [page(number, tokens, medium)], 0]))
+        made.apply(0, pack([1.0, [["BlockRemoved", [-number], "GPU"]], 0]))
+    made.apply(0, pack([1.0, [page(1, TOKENS[:4], "GPU")], 0]))
+    assert held(made) == (1, 1, 3)
+    made.apply(0, pack([1.0, [["AllBlocksCleared"]], 0]))
+    pairs = [[each, TOKENS[i + 1]] for i, each in enumerate(TOKENS[:4])]
+    made.apply(0, pack([1.0, [page(1, pairs, "GPU")], 0]))
+    assert held(made) == (1, 1, 1) and not counted(made).get("odd")
+
+
+def test_tokens_of_other_forms() -> None:
+    """What is neither an id, a pair nor a digest leaves the event out, and nothing else."""
+    made = intake()
+    for odd in (1.5, None, [1], [1, 2, 3], [[1], 2], {"a": 1}, True):
+        made.apply(0, batch(stored([9], None, [*TOKENS[:3], odd])))
+    made.apply(0, batch(stored([1], None, TOKENS[:4])))
+    assert held(made)[0] == 1 and counted(made)["odd"] == 7 and counted(made)["stored"] == 1
+
+
+def test_tensorrt_llm_batches() -> None:
+    """The events of its own test (test_streaming_kv_events.py): maps, signed hashes."""
+    made = intake()
+    first = int.from_bytes(b"\x80" + bytes(6) + b"\x01", "big") - 2**64
+    told = {
+        "type": "BlockStored",
+        "block_hashes": [first, 2],
+        "parent_block_hash": None,
+        "token_ids": TOKENS[:8],
+        "block_size": 4,
+        "lora_id": None,
+        "medium": "GPU",
+        "lora_name": None,
+    }
+    made.apply(0, pack([0.0, [], 0]))
+    made.apply(0, pack([1.0, [told], 0]))
+    assert held(made)[0] == 2 and made.block_size(0) == 4
+    gone = {"type": "BlockRemoved", "block_hashes": [first, 2], "medium": "GPU"}
+    made.apply(0, pack([1.0, [gone], 0]))
+    assert held(made)[0] == 0 and counted(made)["removed"] == 2
+    # Images: their digests in place of tokens, or placeholders and a field that names them.
+    image = {"type": "mm_key", "hash": "ab" * 32, "start_offset": 0}
+    by_token = {**told, "block_hashes": [3, 4], "token_ids": [*TOKENS[:6], "ab" * 32, 6]}
+    by_key = {**told, "block_hashes": [5, 6], "mm_keys": [[], [image]]}
+    other = {**told, "block_hashes": [5, 7], "mm_keys": [[], [{**image, "hash": "cd" * 32}]]}
+    made.apply(0, pack([1.0, [by_token, by_key, other], 0]))
+    assert held(made)[0] == 1, "the block before the image, and none with it"
+    assert len(made.tree.dump()) == 4 and not counted(made).get("odd")
+
+
 @pytest.mark.parametrize("form", ["unsigned", "signed", "bytes32", "bytes16"])
 def test_every_form_of_a_hash_is_one_hash(form: str) -> None:
     digests = [bytes([i]) * 31 + bytes([0xF0 + i]) for i in range(2)]
@@ -335,7 +398,7 @@ def test_nested_and_long_lengths_are_no_trap() -> None:
     for frame in (deep, b"\x93\x00\xdd\xff\xff\xff\xff\x00", b"\xdf\xff\xff\xff\xff", b"\x90", b""):
         assert made.apply(0, frame) & BROKEN
     unhashable: Any = [[1], "short", None, True]
-    made.apply(0, batch(stored(unhashable, None, TOKENS), stored([1], None, [[1, 2]] * 4)))
+    made.apply(0, batch(stored(unhashable, None, TOKENS), stored([1], None, [[1]] * 4)))
     assert counted(made)["odd"] == 2
 
 

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
+import msgspec
 import pytest
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.core.event_streams import Engine
 from tests.core.twin_zmtp import Heard, heard
 from tests.core.zmtp_streams import damaged, frame, stream
+from warmlane._core.kv_events import MORE, Intake
+from warmlane._core.radix import RadixTree
 from warmlane._core.zmtp import HELLO, Zmtp, _fail_alloc_after
 
 LIMIT = 4096
@@ -152,6 +156,72 @@ def test_memory_comes_with_the_bytes_and_goes_with_them() -> None:
     _fail_alloc_after(0)
     with pytest.raises(MemoryError):
         zmtp.feed(b"\0")
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 3))
+def test_batches_straight_into_the_intake(rnd: random.Random, spoiled: int) -> None:
+    """`apply` takes what it may, `take` the rest, in order: together what `take` alone does."""
+    engine = Engine(rnd, "a", "map", "unsigned")
+    sent = [[b"topic", number.to_bytes(8, "big"), engine.batch()] for number in range(12)]
+    for _ in range(spoiled):  # another number, other parts, no msgpack
+        at = rnd.randrange(12)
+        act = rnd.randrange(3)
+        sent[at] = [
+            [b"", bytes(8), sent[at][-1]],
+            [*sent[at], b"more"],
+            [b"", at.to_bytes(8, "big"), b"\xc1"],
+        ][act]
+    data = b""
+    for parts in sent:
+        if rnd.random() < 0.2:
+            data += frame(4, b"\x04PING\0\0")
+        for part in parts:
+            more = 0 if part is parts[-1] else 1
+            data += frame(more, part, long=rnd.random() < 0.2)
+    zmtp, got, expected = up(limit=1 << 20), [], 0
+    mine, other = (Intake(RadixTree(0, 1)) for _ in range(2))
+    for each in (mine, other):
+        each.open(0)
+    edges = [0, *sorted(rnd.randrange(len(data) + 1) for _ in range(rnd.randrange(4))), len(data)]
+    for start, end in pairwise(edges):
+        zmtp.feed(data[start:end])
+        while True:
+            count, flags = zmtp.apply(mine, 0, expected, rnd.choice([0, 0, 20]))
+            got += sent[expected : expected + count]
+            expected += count
+            if count:
+                assert zmtp.last == got[-1][2]
+            while flags & MORE:
+                flags = mine.apply(0, zmtp.last or b"", 20)
+            if count:
+                continue
+            message = zmtp.take()
+            if message is None:
+                break
+            got.append(message)
+            if len(message) == 3:
+                expected = int.from_bytes(message[1], "big") + 1
+                mine.apply(0, message[2])
+    assert got == sent
+    for parts in sent:
+        if len(parts) == 3:
+            other.apply(0, parts[2])
+    assert mine.stats(0) == other.stats(0) and mine.tree.dump() == other.tree.dump()
+
+
+def test_one_call_takes_no_more_than_it_should() -> None:
+    zmtp, made = up(limit=1 << 20), Intake(RadixTree(0, 1))
+    made.open(0)
+    assert zmtp.apply(made, 0, 0, 0) == (0, 0)
+    payload = msgspec.msgpack.encode([0.0, [], 0, b"x" * 1000])
+    for number in range(200):
+        zmtp.feed(frame(1, b"") + frame(1, number.to_bytes(8, "big")) + frame(0, payload))
+    count, flags = zmtp.apply(made, 0, 0, 0)
+    assert flags == 0 and 64 <= count <= 66, "64 KB of them"
+    assert zmtp.apply(made, 0, count + 1, 0) == (0, 0), "the number after is another one"
+    with pytest.raises(ValueError, match="must be"):
+        zmtp.apply(made, 3, count, 0)
+    assert Zmtp(b"SUB", 9).apply(made, 0, 0, 0) == (0, 0)
 
 
 # Against libzmq -----------------------------------------------------------------------------------

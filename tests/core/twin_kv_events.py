@@ -51,6 +51,15 @@ def number(value: Any) -> int:
     return int(value) % 2**64
 
 
+def token(told: Any) -> bytes:
+    """One token: an id, a pair (of which the first counts), or what stands for an image."""
+    if isinstance(told, list):
+        told = told[0]
+    if isinstance(told, str):
+        told = block_key(0, told.encode()) | 0x80000000
+    return int(told & 0xFFFFFFFF).to_bytes(4, "little")
+
+
 def tier_of(event: dict[str, Any]) -> int:
     if event.get("locality") == "REMOTE":
         return 2
@@ -144,7 +153,7 @@ class Intake:
     def _keys(self, source: Source, event: dict[str, Any], above: int) -> list[int]:
         """Own keys of the blocks, by rule 1 of events_apply.h."""
         size, tokens, name = event["block_size"], event["token_ids"], event.get("lora_name")
-        extra = event.get("extra_keys") or []
+        extra = event.get("extra_keys") or event.get("mm_keys") or []
         first = event["parent_block_hash"] is None
         adapter = name or ""
         if not name and event.get("lora_id") is not None:
@@ -164,7 +173,7 @@ class Intake:
                 parent = block_key(parent, msgspec.msgpack.encode(each))
                 source.count["embedded"] += 1
             block = tokens[i * size : (i + 1) * size]
-            parent = block_key(parent, b"".join(t.to_bytes(4, "little") for t in block))
+            parent = block_key(parent, b"".join(map(token, block)))
             keys.append(parent)
         return keys
 

@@ -49,7 +49,7 @@ def test_endpoints_of_a_replica() -> None:
     text = "tcp://{host}:5557,tcp://{host}:6557"
     assert endpoints(text, spec) == Endpoints("tcp://[fe80::1]:5559", "tcp://[fe80::1]:6559")
     assert endpoints("tcp://a:1", ReplicaSpec(url="http://h:8000")) == Endpoints("tcp://a:1")
-    assert at_rank("ipc:///tmp/x", 1) == "ipc:///tmp/x"
+    assert at_rank("ipc:///tmp/x", 1) == "ipc:///tmp/x_dp1"
     assert is_open("tcp://*:1") and is_open("ipc://x") and not is_open("tcp://10.0.0.5:5557")
 
 

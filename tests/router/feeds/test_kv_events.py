@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import socket
 import time
@@ -23,16 +24,21 @@ from warmlane.router.config import Config, PoolConfig, Scrape
 from warmlane.router.core import Router
 from warmlane.router.errors import ConfigError
 from warmlane.router.exact import ExactView
+from warmlane.router.feeds import kv_events_sockets
 from warmlane.router.feeds.client import EngineError
 from warmlane.router.feeds.kv_events import Hub, KvFeed, found_in, reachable
-from warmlane.router.feeds.kv_events_sockets import END, SLICE_S
+from warmlane.router.feeds.kv_events_sockets import END, SLICE_S, TURN
 from warmlane.router.lane_exact import ExactLane
 from warmlane.router.sim.tokens import tokenize
 from warmlane.router.types import Kind, Outcome, ReplicaSpec, Request
 
 WILD = "tcp://127.0.0.1:*"
 SIZE = 16
+<<<<<<< HEAD
 TRUSTED = array("d", [1.0])
+=======
+STRAIGHT_BYTES = 65_536  # of src_ext/zmtp.pxd
+>>>>>>> bb27b66 (Engine events: batches from the socket's buffer into the tree without objects; TensorRT-LLM and SGLang forms)
 pack = msgspec.msgpack.encode
 
 
@@ -360,6 +366,38 @@ async def test_a_flood_leaves_the_loop_to_others() -> None:
             # 160,000 blocks take 30 ms at the very best: with slices of 0.5 ms the loop had its
             # turn at least this often.
             assert passes > 0.02 / SLICE_S
+    finally:
+        publisher.close()
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_work_of_one_turn_is_bounded(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever waits: so many steps in time, one when the time is over after it, and no step is
+    of more than 64 KB of batches and the one that crosses the line."""
+    moments = itertools.count(0.0, 1.0 if slow else 0.0)
+    monkeypatch.setattr(kv_events_sockets, "perf_counter", lambda: next(moments))
+    publisher = Publisher()
+    done: list[int] = []
+    try:
+        async with heard(publisher) as (exact, feed):
+            await until(lambda: exact.why(0) == "")
+            source = feed.source
+            assert source is not None
+            real = source.drain
+
+            def watched(end: float) -> bool:
+                before = applied(feed)
+                more = real(end)
+                done.append(applied(feed) - before)
+                return more
+
+            monkeypatch.setattr(source, "drain", watched)
+            for turn in range(20_000):
+                publisher.store(*range(8 * turn, 8 * turn + 8))
+            await until(lambda: applied(feed) == 20_000)
+            a_step = STRAIGHT_BYTES // len(publisher.sent[0]) + 2
+            assert max(done) <= (1 if slow else TURN) * a_step
+            assert max(done) > 1, "or nothing waited"
     finally:
         publisher.close()
 
