@@ -74,17 +74,12 @@ class ExactView:
         cap = max(max_bytes, _LEAST_BYTES) if max_bytes else 0
         self.tree = RadixTree(cap, max_replicas)
         self.intake = Intake(self.tree, cap // 2)
-<<<<<<< HEAD
-        # What a calm stream applies with; it looks at the flags itself.
-        self.quick: Callable[[int, bytes, int], int] = self.intake.apply
+        # What a calm stream may be applied to without `apply`; it looks at the flags itself.
+        self.straight: Intake | None = self.intake
         # How far promises come true. An event is a fact, so a share of misses (blocks evicted
         # while a request waits) takes nothing off: only what is wrong for the most part does.
         self._kept = Trust(max_replicas, prior_tokens=_PRIOR_TOKENS)
         self._doubted: set[int] = set()  # slots with a belief below 1
-=======
-        # What a calm stream may be applied to without `apply`; it looks at the flags itself.
-        self.straight: Intake | None = self.intake
->>>>>>> bb27b66 (Engine events: batches from the socket's buffer into the tree without objects; TensorRT-LLM and SGLang forms)
         self.on_cleared: Callable[[int, bool], None] = _ignore  # slot, engine restarted
         self.trusted = 0  # how many replicas are
         self._worth = (cpu_worth, disk_worth)

@@ -34,11 +34,8 @@ from warmlane.router.types import Kind, Outcome, ReplicaSpec, Request
 
 WILD = "tcp://127.0.0.1:*"
 SIZE = 16
-<<<<<<< HEAD
 TRUSTED = array("d", [1.0])
-=======
 STRAIGHT_BYTES = 65_536  # of src_ext/zmtp.pxd
->>>>>>> bb27b66 (Engine events: batches from the socket's buffer into the tree without objects; TensorRT-LLM and SGLang forms)
 pack = msgspec.msgpack.encode
 
 
