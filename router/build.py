@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from warmlane.router.apart import Apart
 from warmlane.router.config import Config, PoolConfig
 from warmlane.router.config_load import checked
 from warmlane.router.core import Router
@@ -69,6 +70,7 @@ class Running:
         self.shadow: Shadow | None = None  # of the face that serves, if it compares decisions
         self.followers: list[Callable[[Config], None]] = []  # faces that want each new config
         self.sharing: ShareFeed | None = None  # with other routers, where that is configured
+        self._apart = Apart(self.router)
         self._tasks: list[asyncio.Task[None]] = []
         attach(self.metrics, self.router.pools, self._index_stats, monotonic)
 
@@ -91,6 +93,13 @@ class Running:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.sharing is not None:
             await self.sharing.close()
+
+    @property
+    def routers_unheard(self) -> int:
+        """Routers before these replicas of which this one cannot hear, itself counted in."""
+        if self.sharing is None:
+            return self.config.share.routers
+        return 1 if self.sharing.connected else max(self.config.share.routers, self.sharing.most)
 
     @property
     def standby(self) -> bool:
@@ -147,6 +156,7 @@ class Running:
             try:
                 if self.router.maintain(before, _SLICE_US):
                     wait_s = _BUSY_S
+                self._apart.tick(self.routers_unheard)
             except Exception:
                 log.exception("event=maintenance_bug")
             began = monotonic()

@@ -36,6 +36,7 @@ class CandidateColumns:
         "context_share",
         "decode_tokens",
         "hit_tokens",
+        "homes",
         "kv_usage",
         "mask",
         "model",
@@ -68,6 +69,7 @@ class CandidateColumns:
         self._foreign_decode = array("d")
         self._waiting = array("d")
         self._adapter_s = array("d")
+        self.homes: array[int] | None = None  # for ties, as in `Mix.homes`
         self.no_hits = array("d")
         self.hit_tokens = self.no_hits
         self.mask = array("B")

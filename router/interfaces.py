@@ -55,6 +55,7 @@ class Candidates(Protocol):
         tokens of prefill.
     placed_tokens: 'd', uncached tokens sent there of late: how much its cache was filled.
     model, adapter: as the engine knows them; adapter is "" if the request uses none.
+    homes: 'Q', a hash of each replica's address by which ties are broken, or None: by slot.
     now: seconds.  zone: the router's zone.
     out: 'd', a scratch column of the right length; a scorer may fill and return it.
     """
@@ -67,6 +68,7 @@ class Candidates(Protocol):
     decode_tokens: array[float]
     placed_tokens: array[float]
     kv_usage: array[float]
+    homes: array[int] | None
     prompt_tokens: float
     scale_tokens: float
     request_tokens: float

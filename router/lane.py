@@ -22,7 +22,7 @@ from warmlane.router.errors import NoReplica
 from warmlane.router.lane_open import Open
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool
-from warmlane.router.prefix import PrefixKey, next_turn
+from warmlane.router.prefix import PrefixKey, head_key, next_turn
 from warmlane.router.registry import Parts
 from warmlane.router.types import Decision, Outcome, Request
 from warmlane.router.view import CacheView
@@ -138,6 +138,8 @@ class Lane(Desk):
         view, pool, adapter = self.view, self.pool, target.adapter
         looks = self._uses_view and key.unit != "none"
         prompt_tokens, each = view.lengths(key)
+        if self.apart:
+            rand = head_key(key, rand)
         fallback = ""
         try:
             if self._mix is not None and not adapter and request.subset is None:

@@ -24,7 +24,10 @@ class Best:
     def pick(
         self, candidates: Candidates, totals: array[float], limit: int, rand: int, order: array[int]
     ) -> int:
-        return cost.top_k(totals, candidates.mask, limit, rand, order)
+        homes = candidates.homes
+        if homes is not None and len(homes) < len(candidates.mask):
+            homes = None  # the column has not followed the pool yet
+        return cost.top_k(totals, candidates.mask, limit, rand, order, homes)
 
 
 class RoundRobin:

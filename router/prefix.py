@@ -42,6 +42,11 @@ class PrefixKey(msgspec.Struct, frozen=True, gc=False):
 
 
 NO_KEYS = text_keys(1, b"")
+# Deep enough to tell apart what begins with the same system prompt, and early enough that all turns
+# of a conversation share it (docs/share.md has the comparison).
+HEAD_BYTES = 8192
+HEAD_TOKENS = 2048
+
 NO_PREFIX = PrefixKey(NO_KEYS, "none", 0, 0, 0)
 
 
@@ -63,6 +68,15 @@ def prefix_key(
         return NO_PREFIX
     root = root_key(model, adapter, request.salt)
     return PrefixKey(text_keys(root, prompt, block_bytes), "text", len(prompt), block_bytes, root)
+
+
+def head_key(key: PrefixKey, rand: int) -> int:
+    """What stands for the prompt's head: the key of the block at 8 KB or 2,048 tokens, of a shorter
+    one's last block; `rand` where there is none."""
+    if not len(key.keys):
+        return rand
+    depth = (HEAD_BYTES if key.unit == "text" else HEAD_TOKENS) // key.block
+    return key.keys[min(len(key.keys), max(depth, 1)) - 1]
 
 
 def next_turn(request: Request, key: PrefixKey, text: bytes) -> KeyArray:

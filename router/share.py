@@ -42,7 +42,7 @@ MAX_PEERS: Final = 256
 _GRACE: Final = 3.0  # intervals of the sender after which its word begins to count less
 
 
-def _address(replica: Replica | None) -> str:
+def address(replica: Replica | None) -> str:
     """What all routers call a replica, whatever its name in their configs; "": no member."""
     if replica is None or replica.state is ReplicaState.GONE:
         return ""
@@ -112,7 +112,7 @@ class _Own:
         if self.version == pool.version:
             return
         self.version = pool.version
-        names = [_address(each) for each in pool.replicas]
+        names = [address(each) for each in pool.replicas]
         self.placed.extend([0.0] * (len(names) - len(self.placed)))
         self.base.extend([0.0] * (len(names) - len(self.base)))
         for slot, name in enumerate(names):

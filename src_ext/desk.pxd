@@ -72,6 +72,7 @@ cdef class Desk:
     cdef Mix mix
     cdef Trust trust
     cdef RunTree tree                   # of text blocks; None until there is one
+    cdef public bint apart              # ties go by the prompt's head (see router.apart)
     cdef public Journal journal         # of what is booked, for other routers; None: nobody reads
     cdef array.array blocks             # 'i', scratch
     cdef object pool

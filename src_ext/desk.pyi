@@ -47,6 +47,8 @@ class Desk:
     output_tokens: float
     learned_bytes: int
     learned_tokens: int
+    apart: bool
+    """Ties are broken by the prompt's head and not by `rand`, as `router.apart` wants it."""
     journal: Journal | None
     """Where chains are noted that are booked in the view, for other routers; None: nobody reads."""
     def furnish(

@@ -25,6 +25,7 @@ cdef enum:
     KINDS = 6               # of requests, see scan.pyx
     KEPT_KEYS = 4096        # a longer chain's memory is given back after its request
     LENGTH_PORTION = 4096   # tokens: a sample of a few thousand is a good one
+    HEAD_BYTES = 8192       # of text: 2,048 tokens (router.prefix)
     K_CHAT = 0
     K_COMPLETIONS = 1
     K_EMBEDDINGS = 4
@@ -229,6 +230,8 @@ cdef class Desk:
             self.blocks = new_array("i", bytes(4 * size))
         blocks = <int32_t *>self.blocks.data.as_ints
         self.pool.freshen(now)
+        if self.apart and count:
+            rand = pick.keys[min(count, max(HEAD_BYTES // self.block, <size_t>1)) - 1]
         if count:
             best = self.tree.match_keys(pick.keys, count, blocks, size)
         pick.count = self.mix.pick(

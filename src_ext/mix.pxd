@@ -38,6 +38,7 @@ cdef class Mix:
     cdef readonly Price price                       # None: the weighted mix
     cdef array.array room                           # 'd', scratch, two columns
     cdef tuple columns
+    cdef public array.array homes                   # 'Q' by slot, for ties; None: by slot number
     cdef readonly array.array totals                # 'd', of the last call, -inf where masked
     cdef readonly array.array hits                  # 'd', of the last call, tokens
 
@@ -47,4 +48,5 @@ cdef class Mix:
         self, const int32_t* blocks, double block_tokens, double prompt_tokens, array.array kept,
         bint foreign, uint64_t seed, int32_t* order,
     ) except -1
+    cdef const uint64_t* homes_for(self, Py_ssize_t size) except? NULL
     cdef int rank(self, View* view, const char** data, bint foreign) except -1

@@ -24,6 +24,9 @@ class Mix:
     """Of the last `choose`: tokens held, corrected by trust; 0 where the mask is 0."""
 
     price: Price | None
+    homes: array[int] | None
+    """'Q' by slot: a hash of the replica's name, by which ties are broken; None: by slot number."""
+
     def __init__(
         self,
         weights: Sequence[float],

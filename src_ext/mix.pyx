@@ -191,11 +191,18 @@ cdef class Mix:
         view.block_tokens, view.prompt = block_tokens, prompt_tokens
         self.rank(&view, data, foreign)
         at = best_slots(
-            self.totals.data.as_doubles, view.kept, NULL, view.size, self.limit, seed, order
+            self.totals.data.as_doubles, view.kept, self.homes_for(view.size), view.size,
+            self.limit, seed, order,
         )
         if self.price is not None and at:
             self.price.note(prompt_tokens, self.hits.data.as_doubles[order[0]])
         return <int>at
+
+    cdef const uint64_t* homes_for(self, Py_ssize_t size) except? NULL:
+        # A column that has not followed the pool yet: ties go by slot for a moment.
+        if self.homes is None or len(self.homes) < size or self.homes.ob_descr.typecode != c"Q":
+            return NULL
+        return <const uint64_t*>self.homes.data.as_chars
 
     cdef int rank(self, View* view, const char** data, bint foreign) except -1:
         # Scores into `hits` and `totals`, from the columns in `data`.
@@ -247,7 +254,8 @@ cdef class Mix:
             view.block_tokens, view.prompt = block_tokens, prompt_tokens
             self.rank(&view, data, foreign)
             count = best_slots(
-                self.totals.data.as_doubles, view.kept, NULL, view.size, self.limit, seed, order
+                self.totals.data.as_doubles, view.kept, self.homes_for(view.size), view.size,
+                self.limit, seed, order,
             )
             if self.price is not None and count:
                 self.price.note(prompt_tokens, self.hits.data.as_doubles[order[0]])

@@ -19,6 +19,7 @@ cdef struct Rates:
     double crowd                    # m, requests
     double ahead                    # p lambda a / (1 - rho), 1 / tokens of mean backlog
     double work                     # f
+    double tie                      # t: all below least + t own(L, 0) are equally good
 
 
 cdef double own_work(const Rates* rates, double uncached, double cached) noexcept nogil
@@ -35,7 +36,7 @@ cdef class Price:
     cdef Rates rates
     cdef double strength, seconds, rho_cap, window      # p, a, cap of rho, seconds
     cdef double arrived, worked, tokens, at, known
-    cdef double mean_own, mean_uncached
+    cdef double mean_own, mean_uncached, mean_prompt
     cdef readonly double own_rate, own_work             # of this router: 1/s, tokens a second
     cdef double other_rate, other_work                  # of the others at the same replicas
 

@@ -73,11 +73,22 @@ class Price:
         Counts from the next `tick`. Raises ValueError for what is negative or not finite.
         """
 
+    def damp(self, share: float) -> None:
+        """Prices that exceed the least by less than that share of the whole prompt's work are equal.
+
+        For a router that does not know of others' work and prefixes; 0 (the beginning): keen.
+        Raises ValueError for what is negative or not finite.
+        """
+
     def tick(self, now: float, replicas: int, output: float) -> None:
         """Now and then (a second or so): rates as of `now` over that many replicas.
 
         output: mean tokens of an answer.
         """
+
+    @property
+    def reuse(self) -> float:
+        """Share of the prompts of late that was expected in the caches, 0 to 1."""
 
     @property
     def ahead(self) -> float:

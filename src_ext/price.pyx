@@ -19,7 +19,7 @@ cdef double fill_prices(
     double* prices,
 ) noexcept nogil:
     cdef double most = 0.0, total = 0.0, own, ahead, decode, count = 0.0, greatest = 0.0
-    cdef double least = INFINITY, filled, crowd
+    cdef double least = INFINITY, filled, crowd, best = INFINITY
     cdef Py_ssize_t at
     for at in range(size):
         if kept[at]:
@@ -45,6 +45,14 @@ cdef double fill_prices(
         if not isfinite(prices[at]):
             return INFINITY
         greatest = prices[at] if prices[at] > greatest else greatest
+        best = prices[at] if prices[at] < best else best
+    if rates.tie > 0.0 and count > 0.0:
+        least, greatest = best + rates.tie * own_work(rates, prompt, 0.0), best
+        for at in range(size):
+            if kept[at] and prices[at] <= least:
+                prices[at] = best
+            elif kept[at] and prices[at] > greatest:
+                greatest = prices[at]
     return greatest
 
 
@@ -69,12 +77,12 @@ cdef class Price:
         self.rates.output = output
         self.rates.crowd = crowd
         self.rates.spread, self.rates.spread_limit = spread, spread_limit
-        self.rates.ahead, self.rates.work = 0.0, 1.0
+        self.rates.ahead, self.rates.work, self.rates.tie = 0.0, 1.0, 0.0
         self.strength, self.seconds = strength, seconds_per_token
         self.rho_cap, self.window = rho_cap, window_s
         self.arrived = self.worked = self.known = 0.0
         self.at = -1.0
-        self.mean_own = self.mean_uncached = 0.0
+        self.mean_own = self.mean_uncached = self.mean_prompt = 0.0
         self.own_rate = self.own_work = self.other_rate = self.other_work = 0.0
 
     cdef void note(self, double prompt, double hit) noexcept nogil:
@@ -83,9 +91,15 @@ cdef class Price:
         self.worked += own
         self.mean_own += MEAN_STEP * (own - self.mean_own)
         self.mean_uncached += MEAN_STEP * (prompt - hit - self.mean_uncached)
+        self.mean_prompt += MEAN_STEP * (prompt - self.mean_prompt)
 
     def placed(self, double prompt, double hit):
         self.note(prompt, hit)
+
+    def damp(self, double share):
+        if not (isfinite(share) and share >= 0.0):
+            raise ValueError(f"share must be finite and not negative: {share}")
+        self.rates.tie = share
 
     def others(self, double rate, double work):
         if not (isfinite(rate) and isfinite(work) and rate >= 0.0 and work >= 0.0):
@@ -139,6 +153,10 @@ cdef class Price:
             return greatest
         finally:
             give_back(&scope)
+
+    @property
+    def reuse(self):
+        return 1.0 - self.mean_uncached / self.mean_prompt if self.mean_prompt > 0.0 else 0.0
 
     @property
     def ahead(self):

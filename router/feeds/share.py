@@ -46,6 +46,7 @@ class ShareFeed:
     def __init__(self, sharer: Sharer, clock: Callable[[], float]) -> None:
         self.sharer = sharer
         self.connected = False
+        self.most = 1  # routers that were there when they were last heard
         self._settings = sharer.settings
         self._metrics = sharer.router.metrics
         self._clock = clock
@@ -124,6 +125,7 @@ class ShareFeed:
             return
         self._count("heard", len(data))
         self.sharer.hear(data, now)
+        self.most = 1 + len(self.sharer.peers)
         self._show()
 
     async def _wait(self, pause_s: float) -> None:

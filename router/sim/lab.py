@@ -346,7 +346,7 @@ class Lab:
                     prefix_hits=counters["prefix_hits"],
                 ),
             )
-        seat.router.maintain(now)
+        seat.maintain(now, 1 if seat.sharer is not None else len(self.seats))
         if self._open:
             self._at(now + self.options.scrape_s, partial(self._scrape, seat))
 

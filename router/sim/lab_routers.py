@@ -7,6 +7,7 @@ the bytes of production (`router.share`), late by an interval and the way.
 
 from __future__ import annotations
 
+from warmlane.router.apart import Apart
 from warmlane.router.config import Config
 from warmlane.router.config_share import Sharing
 from warmlane.router.core import Router
@@ -24,12 +25,18 @@ class Seat:
         (self.lane,) = self.router.lanes.values()
         self.pool: Pool = self.lane.pool
         self.sharer: Sharer | None = None
+        self._apart = Apart(self.router)
         if sharing is not None:
             self.sharer = Sharer(self.router, sharing, f"router-{number}")
             self.sharer.tell(0.0)  # its journal begins
         model = self.pool.config.models[0]
         probe = Request(kind=Kind.COMPLETIONS, model=model, prompt=b"")
         self.prepared = self.router.prepare(probe)
+
+    def maintain(self, now: float, unheard: int) -> None:
+        """What a running router does now and then. unheard: routers it cannot hear, and itself."""
+        self.router.maintain(now)
+        self._apart.tick(unheard)
 
 
 def seats(config: Config, count: int, share_s: float, prefixes: bool) -> list[Seat]:

@@ -40,13 +40,20 @@ def asked(price: Price, prompt: float, rows: list[Row]) -> list[float]:
     rows=slots,
     prompt=st.floats(1, 200_000),
     history=st.lists(st.tuples(st.floats(0, 5), st.floats(1, 1e5), st.floats(0, 1)), max_size=20),
+    tie=st.sampled_from([0.0, 0.5, 2.0]),
+    others=st.tuples(st.floats(0, 100), st.floats(0, 1e5)),
 )
 def test_equal_to_the_twin(
     rows: list[Row],
     prompt: float,
     history: list[tuple[float, float, float]],
+    tie: float,
+    others: tuple[float, float],
 ) -> None:
     price, twin, now = Price(), TwinPrice(), 0.0
+    for each in (price, twin):
+        each.damp(tie)
+        each.others(*others)
     for gap, length, share in history:
         now += gap
         for each in (price, twin):
@@ -54,6 +61,7 @@ def test_equal_to_the_twin(
             each.tick(now, 4, 100.0)
     assert price.ahead == pytest.approx(twin.ahead, rel=1e-9)
     assert price.work == pytest.approx(twin.work, rel=1e-9)
+    assert price.reuse == pytest.approx(twin.reuse, abs=1e-9)
     found = asked(price, prompt, rows)
     expected = twin.prices(
         prompt,
@@ -103,3 +111,13 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="finite"):
         endless = array("d", [float("inf")])
         price.prices(5, column, endless, column, column, array("B", [1]), column)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_what_others_do_is_checked(value: float) -> None:
+    price = Price()
+    with pytest.raises(ValueError, match="share"):
+        price.damp(value)
+    for rates in ((value, 0.0), (0.0, value)):
+        with pytest.raises(ValueError, match="others"):
+            price.others(*rates)

@@ -28,7 +28,8 @@ class TwinPrice:
         self.output = self.c["output"]
         self.ahead, self.work = 0.0, 1.0
         self.arrived = self.worked = self.known = 0.0
-        self.mean_own = self.mean_uncached = 0.0
+        self.mean_own = self.mean_uncached = self.mean_prompt = 0.0
+        self.tie = self.other_rate = self.other_work = 0.0
         self.at: float | None = None
 
     def own(self, uncached: float, cached: float) -> float:
@@ -62,7 +63,21 @@ class TwinPrice:
                 + self.c["copy"] * self.own(most - hits[slot], hits[slot])
                 + min(self.c["spread"] * (placed[slot] - least), self.c["spread_limit"])
             )
+        if self.tie:
+            low = min(price for price in out if price is not None)
+            limit = low + self.tie * self.own(prompt, 0)
+            out = [low if price is not None and price <= limit else price for price in out]
         return out
+
+    def damp(self, share: float) -> None:
+        self.tie = share
+
+    def others(self, rate: float, work: float) -> None:
+        self.other_rate, self.other_work = rate, work
+
+    @property
+    def reuse(self) -> float:
+        return 1 - self.mean_uncached / self.mean_prompt if self.mean_prompt else 0.0
 
     def placed(self, prompt: float, hit: float) -> None:
         own = self.own(prompt - hit, hit)
@@ -70,6 +85,7 @@ class TwinPrice:
         self.worked += own
         self.mean_own += 0.005 * (own - self.mean_own)
         self.mean_uncached += 0.005 * (prompt - hit - self.mean_uncached)
+        self.mean_prompt += 0.005 * (prompt - self.mean_prompt)
 
     def tick(self, now: float, replicas: int, output: float) -> None:
         if self.at is None:
@@ -81,8 +97,9 @@ class TwinPrice:
         self.known = self.known * kept + now - self.at
         self.at = now
         a = self.c["seconds_per_token"]
-        rate = self.arrived / self.known / replicas
-        rho = min(self.c["rho_cap"], self.worked * a / self.known / replicas)
+        rate = (self.arrived / self.known + self.other_rate) / replicas
+        work = self.worked / self.known + self.other_work
+        rho = min(self.c["rho_cap"], work * a / replicas)
         self.ahead = self.c["strength"] * rate * a / (1 - rho)
         self.output = max(0.0, output)
         if self.mean_uncached > 1:

@@ -56,7 +56,7 @@ def test_a_slow_replica_is_slow_and_a_dead_one_loses_no_request() -> None:
 
 
 def test_routers_that_hear_each_other_do_nearly_as_well_as_one() -> None:
-    """And those that do not are clearly worse: less is hit, because each knows of its own alone."""
+    """And those that do not send what begins alike to the same replica, which keeps most hits."""
 
     def hit(found: Run) -> float:
         return sum(d.cached for d in found.done) / sum(d.prompt for d in found.done)
@@ -65,7 +65,8 @@ def test_routers_that_hear_each_other_do_nearly_as_well_as_one() -> None:
         run("default", routers=m, share_s=s) for m, s in ((1, 0), (3, 0.05), (3, 0))
     )
     assert len(shared.done) == len(apart.done) == len(one.done)
-    assert hit(shared) > hit(one) - 0.02 > hit(apart)
+    assert hit(shared) > hit(one) - 0.01
+    assert hit(shared) > hit(apart) > hit(one) - 0.05
     assert run("default", routers=3, share_s=0.05) == shared
 
 
