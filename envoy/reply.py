@@ -139,9 +139,9 @@ class Reply(Course):
 
     def _predict_end(self) -> None:
         """Nobody will see the end: the ticket's is predicted."""
-        self._open = False
         ticket = self._decision.ticket
         self._picker.predicted.watch(ticket, self._slot, monotonic(), end=True)
+        self._open = False
         self._count(self._http_status)
 
     def _served(self, address: str) -> None:

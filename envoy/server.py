@@ -81,6 +81,8 @@ class Server:
         self.transport = await _listen(
             options.transport, methods, options.host, options.port, self.tls, limits
         )
+        metrics = self.running.metrics
+        metrics.transport, metrics.transport_stats = self.transport.name, self.transport.stats
         try:
             # Probes are rare: the transport that is always there will do.
             self.health_transport = await _listen(

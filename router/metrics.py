@@ -13,7 +13,7 @@ Not thread-safe: the owner thread of the Router calls it, as everything in the c
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from warmlane._core.desk import set_bounds
@@ -77,6 +77,8 @@ class Metrics:
         "renderer",
         "requests",
         "series_dropped",
+        "transport",
+        "transport_stats",
         "upstream_connections",
         "version",
     )
@@ -99,6 +101,8 @@ class Metrics:
         self.version = "unknown"  # set by the command that serves
         self.ext_proc_streams = 0  # set by the Envoy face
         self.ext_proc_buffered_bytes = 0
+        self.transport = ""  # of its main port, with what it counts
+        self.transport_stats: Callable[[], Mapping[str, float]] = dict
         self.loop_lag = 0.0
         self.loop_lag_max = 0.0
         self.renderer: Callable[[], Iterable[bytes]] | None = None  # see metrics_export.attach

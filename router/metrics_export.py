@@ -26,6 +26,16 @@ from warmlane.router.types import LoadSnapshot, ReplicaState
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
+# What a transport counts (`envoy.streams.Transport.stats`) -> label values.
+_EVENTS: Final = (
+    *("connections", "streams", "messages_in", "messages_out", "resets", "pings", "floods"),
+    *("refused_streams", "refused_connections", "unknown_methods", "stalls", "errors"),
+)
+_EVENT: Final = {f"{event}_total": event for event in _EVENTS}
+_BYTES: Final = {"bytes_in_total": "in", "bytes_out_total": "out"}
+_OPEN: Final = {"open_connections": "connections", "open_streams": "streams"}
+_HELD: Final = {"held_bytes": "now", "peak_held_bytes": "peak"}
+
 IndexStats = Callable[[str], tuple[int, int]]
 Samples = list[tuple[tuple[str, ...], float]]
 
@@ -116,6 +126,10 @@ class RouterCollector(Collector):
             "warmlane_loop_lag_max_seconds": self._greatest_lag,
             "warmlane_ext_proc_open_streams": lambda: [((), metrics.ext_proc_streams)],
             "warmlane_ext_proc_buffered_bytes": lambda: [((), metrics.ext_proc_buffered_bytes)],
+            "warmlane_ext_proc_transport_events_total": lambda: self._transport(_EVENT),
+            "warmlane_ext_proc_transport_bytes_total": lambda: self._transport(_BYTES),
+            "warmlane_ext_proc_transport_open": lambda: self._transport(_OPEN),
+            "warmlane_ext_proc_transport_held_bytes": lambda: self._transport(_HELD),
             "warmlane_build_info": lambda: [((metrics.version,), 1)],
         }
 
@@ -195,6 +209,11 @@ class RouterCollector(Collector):
             for replica in pool
             if replica.doubt is not None
         ]
+
+    def _transport(self, names: Mapping[str, str]) -> Samples:
+        """Of the transport's numbers those in `names`, under the label values there."""
+        transport, stats = self.metrics.transport, self.metrics.transport_stats()
+        return [((transport, names[key]), stats[key]) for key in names if key in stats]
 
     def _pools(self, read: Callable[[Pool], float]) -> Samples:
         return [((name,), read(pool)) for name, pool in self.pools.items()]

@@ -204,15 +204,18 @@ cdef class Course:
 
     cdef int end_ticket(self) except -1:
         # The stream is gone and its ticket open.
-        cdef bint early = self.left_early()
-        if self.pick == NULL:
-            self._predict_end() if early else self._ended()
-            return 0
-        if early:
+        if self.left_early():
             try:
-                return self.predict(True)
+                if self.pick == NULL:
+                    self._predict_end()
+                else:
+                    self.predict(True)
+                return 0
             except MemoryError:  # then it ends now
                 pass
+        if self.pick == NULL:
+            self._ended()
+            return 0
         return self.end_pick()
 
     def _let_go(self):

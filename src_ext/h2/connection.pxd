@@ -15,4 +15,8 @@ cdef class Connection(Session):
     cdef double pinged_s     # when the unanswered PING left; 0: none
 
     cdef int guarded_turn(self) except -1
+    cdef int take_in(self, bytes data) except -1
+    cdef int starved(self) except -1
+    cdef int check_times(self, double now_s) except -1
+    cdef int say_goodbye(self, bint final) except -1
     cdef int leave(self, bint flushed) except -1

@@ -51,13 +51,26 @@ cdef class Connection(Session):
             self.shared.refused_connections += 1
             self.leave(False)
             return
-        self.greet()
-        self.pump()
+        try:
+            self.greet()
+            self.pump()
+        except MemoryError:
+            self.starved()
 
     def data_received(self, bytes data not None):
+        if not self.lost:
+            try:
+                self.take_in(data)
+            except MemoryError:
+                self.starved()
+
+    cdef int starved(self) except -1:
+        # No memory, and libnghttp2 does not go on after that: this connection goes, others stay.
+        self.shared.errors += 1
+        return self.leave(False)
+
+    cdef int take_in(self, bytes data) except -1:
         cdef bint goes_on
-        if self.lost:
-            return
         self.now_s = self.read_s = wl_now_s()
         self.shared.bytes_in += PyBytes_GET_SIZE(data)
         goes_on = self.feed(data)
@@ -70,6 +83,7 @@ cdef class Connection(Session):
         else:
             self.pump()
             self.leave(True)
+        return 0
 
     def eof_received(self):
         """The client has closed; whatever is under way has no reader."""
@@ -109,7 +123,10 @@ cdef class Connection(Session):
             self.guarded_turn()
 
     cdef int guarded_turn(self) except -1:
-        self.turn()
+        try:
+            self.turn()
+        except MemoryError:
+            self.starved()
         if self.lost:
             return 0
         if self.ready:  # more than one turn's work is here already: read no more for now
@@ -143,18 +160,21 @@ cdef class Connection(Session):
 
     def tick(self, double now_s):
         """Time-outs: call every second or so with the time of `time.monotonic`."""
+        self.now_s = now_s
+        if not self.lost and self.transport is not None:
+            try:
+                self.check_times(now_s)
+            except MemoryError:
+                self.starved()
+
+    cdef int check_times(self, double now_s) except -1:
         cdef Shared shared = self.shared
         cdef Stream stream
-        self.now_s = now_s
-        if self.lost or self.transport is None:
-            return
         if not self.greeted and now_s - self.opened_s > GREETING_S:
-            self.leave(False)
-            return
+            return self.leave(False)
         if now_s - self.read_s > shared.keepalive_s + shared.keepalive_timeout_s:
             shared.stalls += 1
-            self.leave(False)
-            return
+            return self.leave(False)
         if now_s - self.read_s > shared.keepalive_s and self.pinged_s < self.read_s:
             self.pinged_s = now_s
             self.check(nghttp2_submit_ping(self.session, NGHTTP2_FLAG_NONE, NULL))
@@ -166,20 +186,26 @@ cdef class Connection(Session):
                 self.check(nghttp2_submit_rst_stream(
                     self.session, NGHTTP2_FLAG_NONE, stream.id, NGHTTP2_CANCEL
                 ))
-        self.guarded_turn()
+        return self.guarded_turn()
 
     def drain(self):
         """Announce GOAWAY; it becomes final when the client has answered or by `drain_now`."""
-        if not self.lost and self.transport is not None:
-            self.announce_goaway()
-            self.guarded_turn()
+        self.say_goodbye(False)
 
     def drain_now(self):
         """Take no further stream; the connection closes with the last one that is open."""
-        if not self.lost and self.transport is not None:
+        self.say_goodbye(True)
+
+    cdef int say_goodbye(self, bint final) except -1:
+        if self.lost or self.transport is None:
+            return 0
+        try:
             self.announce_goaway()
-            self.final_goaway()
-            self.guarded_turn()
+            if final:
+                self.final_goaway()
+        except MemoryError:
+            return self.starved()
+        return self.guarded_turn()
 
     def abort(self):
         """Cut the connection."""

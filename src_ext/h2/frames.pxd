@@ -32,6 +32,7 @@ cdef class Frames:
     cdef object failure      # an exception raised in a callback
     cdef bint lost           # no byte goes out any more
     cdef bint write_paused   # the transport holds enough
+    cdef bint spoilt         # libnghttp2 failed inside: nothing of it is called any more
     cdef bint flooded        # the peer made us work too much
     cdef bint greeted        # its first frame has come
     cdef bint asks_after_goaway  # a PING follows GOAWAY, so that its answer proves it was seen
@@ -51,6 +52,8 @@ cdef class Frames:
     cdef void frame_begins(self, const nghttp2_frame_hd *head) noexcept
     cdef int greet(self) except -1
     cdef int check(self, int code) except -1
+    cdef int judged(self, int code) noexcept
+    cdef int consume(self, int32_t id, size_t size) except -1
     cdef bint feed(self, bytes data) except -1
     cdef int pump(self) except -1
     cdef int room_for(self, Py_ssize_t size) except -1

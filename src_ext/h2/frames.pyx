@@ -17,6 +17,14 @@ cdef extern from "h2/grpc.h" nogil:
     size_t wl_trailers(
         nghttp2_nv *fields, char *digits, int status, const char *text, size_t size)
 
+cdef extern from "alloc.h" nogil:
+    void *wl_malloc(size_t size_bytes)
+    void *wl_calloc(size_t count, size_t size_bytes)
+    void *wl_realloc(void *old, size_t size_bytes)
+    void wl_free(void *block)
+    void wl_alloc_fail_after(long n)
+    long wl_alloc_countdown
+
 cdef extern from "Python.h":
     int resize_bytes "_PyBytes_Resize"(PyObject **data, Py_ssize_t size) except -1
 
@@ -128,12 +136,14 @@ cdef int on_frame_send(
     if frame.hd.type == NGHTTP2_HEADERS and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
         data = nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
         if data != NULL and not (<Stream> data).ended:
-            nghttp2_submit_rst_stream(
+            return self.judged(nghttp2_submit_rst_stream(
                 session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_NO_ERROR
-            )
+            ))
     elif frame.hd.type == NGHTTP2_GOAWAY and self.asks_after_goaway:
         self.asks_after_goaway = False
-        nghttp2_submit_ping(session, NGHTTP2_FLAG_NONE, <const uint8_t *> WL_DRAIN_PING)
+        return self.judged(nghttp2_submit_ping(
+            session, NGHTTP2_FLAG_NONE, <const uint8_t *> WL_DRAIN_PING
+        ))
     return 0
 
 
@@ -152,7 +162,7 @@ cdef ssize_t wl_read_answers(
             fields, digits, stream.status, PyBytes_AS_STRING(stream.text),
             PyBytes_GET_SIZE(stream.text),
         )
-        if nghttp2_submit_trailer(session, id, fields, count):
+        if (<Frames> user_data).judged(nghttp2_submit_trailer(session, id, fields, count)):
             return NGHTTP2_ERR_CALLBACK_FAILURE
     elif size == 0:
         stream.idle = True
@@ -213,6 +223,30 @@ cdef nghttp2_option *make_options() except NULL:
     wl_raise_reset_limit(made)
     return made
 
+# libnghttp2's memory comes through alloc.h too, so that a test can refuse it.
+cdef void *take_memory(size_t size, void *nothing) noexcept nogil:
+    return wl_malloc(size)
+
+
+cdef void *take_zeros(size_t count, size_t size, void *nothing) noexcept nogil:
+    return wl_calloc(count, size)
+
+
+cdef void *change_memory(void *old, size_t size, void *nothing) noexcept nogil:
+    return wl_realloc(old, size)
+
+
+cdef void give_memory(void *block, void *nothing) noexcept nogil:
+    wl_free(block)
+
+
+cdef nghttp2_mem MEMORY
+MEMORY.mem_user_data = NULL
+MEMORY.malloc = take_memory
+MEMORY.free = give_memory
+MEMORY.calloc = take_zeros
+MEMORY.realloc = change_memory
+
 cdef nghttp2_session_callbacks *CALLBACKS = make_callbacks()
 cdef nghttp2_option *OPTIONS = make_options()
 
@@ -226,11 +260,17 @@ cdef class Frames:
         self.relieved = []
         self.now_s = wl_now_s()
         wl_bucket_init(&self.control, shared.control_burst, shared.control_per_s)
-        if nghttp2_session_server_new2(&self.session, CALLBACKS, <void *> self, OPTIONS):
+        if nghttp2_session_server_new3(
+            &self.session, CALLBACKS, <void *> self, OPTIONS, &MEMORY
+        ):
+            self.session = NULL  # it is freed, but the pointer was set
             raise MemoryError
 
     def __dealloc__(self):
-        nghttp2_session_del(self.session)
+        # One that ran out of memory or was stopped inside is left to the process: libnghttp2 (1.52)
+        # may hold an answer twice then, and would free it twice.
+        if not self.spoilt:
+            nghttp2_session_del(self.session)
 
     cdef int written(self, bytes data) except -1:
         raise NotImplementedError
@@ -255,6 +295,8 @@ cdef class Frames:
             if nghttp2_session_get_stream_user_data(self.session, head.stream_id) == NULL:
                 paid = wl_bucket_take(&self.control)
         elif head.type != NGHTTP2_HEADERS:
+            if head.type == NGHTTP2_PING and not head.flags & NGHTTP2_FLAG_ACK:
+                self.shared.pings += 1
             paid = wl_bucket_take(&self.control)
         if not paid:
             self.flooded = True
@@ -279,9 +321,32 @@ cdef class Frames:
     cdef int check(self, int code) except -1:
         # Every call that can fail for lack of memory; other failures are our own mistakes.
         if code == NGHTTP2_ERR_NOMEM:
+            self.spoilt = True
             raise MemoryError
         if code:
             raise AssertionError(f"libnghttp2 refused a call: {code}")
+        return 0
+
+    cdef int judged(self, int code) noexcept:
+        # `check` inside a callback: what the callback returns.
+        if code == 0:
+            return 0
+        if code == NGHTTP2_ERR_NOMEM:
+            self.failure = MemoryError()
+        else:
+            self.failure = AssertionError(f"libnghttp2 refused a call: {code}")
+        return NGHTTP2_ERR_CALLBACK_FAILURE
+
+    cdef int consume(self, int32_t id, size_t size) except -1:
+        # Received bytes are dealt with; id 0: of the connection. A stream may be gone by now.
+        cdef int code
+        if id:
+            code = nghttp2_session_consume_stream(self.session, id, size)
+        else:
+            code = nghttp2_session_consume_connection(self.session, size)
+        if code == NGHTTP2_ERR_NOMEM:
+            self.spoilt = True
+            raise MemoryError
         return 0
 
     cdef bint feed(self, bytes data) except -1:
@@ -289,6 +354,7 @@ cdef class Frames:
         cdef ssize_t taken = nghttp2_session_mem_recv(
             self.session, <const uint8_t *> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)
         )
+        self.spoilt = self.spoilt or taken == NGHTTP2_ERR_NOMEM or self.failure is not None
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
@@ -302,6 +368,7 @@ cdef class Frames:
         cdef ssize_t size
         while not self.write_paused and not self.lost:
             size = nghttp2_session_mem_send(self.session, &data)
+            self.spoilt = self.spoilt or size < 0
             if self.failure is not None:
                 failure, self.failure = self.failure, None
                 raise failure
@@ -354,3 +421,9 @@ cdef class Frames:
         self.out_size = self.out_room = 0
         self.shared.bytes_out += PyBytes_GET_SIZE(data)
         return self.written(data)
+
+
+def _fail_allocation_after(long count):
+    cdef long left = wl_alloc_countdown
+    wl_alloc_fail_after(count)
+    return left

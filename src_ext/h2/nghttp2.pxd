@@ -129,9 +129,16 @@ cdef extern from "nghttp2/nghttp2.h":
     void nghttp2_option_set_no_closed_streams(nghttp2_option *option, int yes)
     void nghttp2_option_set_peer_max_concurrent_streams(nghttp2_option *option, uint32_t count)
 
-    int nghttp2_session_server_new2(
+    ctypedef struct nghttp2_mem:
+        void *mem_user_data
+        void *(*malloc)(size_t, void *) noexcept nogil
+        void (*free)(void *, void *) noexcept nogil
+        void *(*calloc)(size_t, size_t, void *) noexcept nogil
+        void *(*realloc)(void *, size_t, void *) noexcept nogil
+
+    int nghttp2_session_server_new3(
         nghttp2_session **session, const nghttp2_session_callbacks *callbacks, void *user_data,
-        const nghttp2_option *option)
+        const nghttp2_option *option, nghttp2_mem *mem)
     void nghttp2_session_del(nghttp2_session *session)
     ssize_t nghttp2_session_mem_recv(nghttp2_session *session, const uint8_t *data, size_t length)
     ssize_t nghttp2_session_mem_send(nghttp2_session *session, const uint8_t **data)

@@ -13,10 +13,9 @@ from warmlane._core.h2.frames cimport (
 from warmlane._core.h2.nghttp2 cimport (
     NGHTTP2_DATA, NGHTTP2_FLAG_ACK, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE,
     NGHTTP2_HCAT_REQUEST, NGHTTP2_HEADERS, NGHTTP2_NO_ERROR, NGHTTP2_PING, nghttp2_data_provider,
-    nghttp2_frame, nghttp2_nv, nghttp2_session_consume_connection, nghttp2_session_consume_stream,
-    nghttp2_session_get_last_proc_stream_id, nghttp2_session_get_stream_user_data,
-    nghttp2_session_resume_data, nghttp2_submit_goaway, nghttp2_submit_response,
-    nghttp2_submit_shutdown_notice,
+    nghttp2_frame, nghttp2_nv, nghttp2_session_get_last_proc_stream_id,
+    nghttp2_session_get_stream_user_data, nghttp2_session_resume_data, nghttp2_submit_goaway,
+    nghttp2_submit_response, nghttp2_submit_shutdown_notice,
 )
 from warmlane._core.h2.streams cimport (
     WL_BAD_FLAG, WL_COMPRESSED, WL_INTERNAL, WL_RESOURCE_EXHAUSTED, WL_STREAM_FULL, WL_TOO_LONG,
@@ -129,17 +128,17 @@ cdef class Session(Frames):
         if self.write_paused:
             self.withheld += size  # the client does not read: let it not write either
         else:
-            nghttp2_session_consume_connection(self.session, size)
+            self.consume(0, size)
         if user_data == NULL:
             return 0
         stream = <Stream> user_data
         if stream.over or stream.finished:
-            nghttp2_session_consume_stream(self.session, id, size)
+            self.consume(id, size)
             return 0
         if stream.shut or stream.out_bytes >= WL_STALLED_BYTES:
             stream.withheld += size
         else:
-            nghttp2_session_consume_stream(self.session, id, size)
+            self.consume(id, size)
         fault = stream.feed(data, size)
         if fault:
             return self.broken(stream, fault)
@@ -163,9 +162,11 @@ cdef class Session(Frames):
         return self.refuse(stream, WL_RESOURCE_EXHAUSTED, text)
 
     cdef int stream_closed(self, int32_t id, uint32_t error_code) except -1:
-        cdef Stream stream = self.streams.pop(id, None)
+        cdef Stream stream = self.streams.get(id)
         if stream is None:
             return 0
+        self.gone.append(stream)  # first: where there is no memory for it nothing has happened
+        del self.streams[id]
         self.shared.open_streams -= 1
         if not stream.answered and not stream.finished:  # whatever code the reset bears
             self.shared.resets += 1
@@ -173,7 +174,6 @@ cdef class Session(Frames):
                 self.flooded = True
         stream.drop()
         stream.finished = True
-        self.gone.append(stream)
         return 0
 
     # Handlers and what they answer.
@@ -306,24 +306,23 @@ cdef class Session(Frames):
         # Tell handlers that their stream is over, each once.
         cdef Stream stream
         while self.gone:
-            gone, self.gone = self.gone, []
-            for stream in gone:
-                handler, stream.handler = stream.handler, None
-                stream.factory = stream.owner = None
-                if handler is None:
-                    continue
-                try:
-                    handler.closed()
-                except Exception as error:
-                    self.shared.errors += 1
-                    self.on_error(error)
+            stream = self.gone.pop()
+            handler, stream.handler = stream.handler, None
+            stream.factory = stream.owner = None
+            if handler is None:
+                continue
+            try:
+                handler.closed()
+            except Exception as error:
+                self.shared.errors += 1
+                self.on_error(error)
         return 0
 
     cdef int give_window(self) except -1:
         # The client reads again, or the handler listens again: let it write.
         cdef Stream stream
         if self.withheld and not self.write_paused:
-            self.check(nghttp2_session_consume_connection(self.session, self.withheld))
+            self.consume(0, self.withheld)
             self.withheld = 0
         relieved, self.relieved = self.relieved, []
         for stream in relieved:
@@ -331,7 +330,7 @@ cdef class Session(Frames):
             if not stream.shut and stream.out_bytes < WL_STALLED_BYTES:
                 size, stream.withheld = stream.withheld, 0
                 if stream.id in self.streams:
-                    nghttp2_session_consume_stream(self.session, stream.id, size)
+                    self.consume(stream.id, size)
         return 0
 
     # The end.

@@ -39,7 +39,7 @@ cdef class Shared:
     cdef public Py_ssize_t held_bytes, peak_held_bytes, open_streams, open_connections
     cdef public long long total_streams, total_connections, messages_in, messages_out
     cdef public long long bytes_in, bytes_out, resets, refused_streams, refused_connections
-    cdef public long long floods, stalls, errors, unknown_methods
+    cdef public long long floods, stalls, errors, unknown_methods, pings
 
     cdef dict faces          # type of a handler -> which optional parts of the face it has
 

@@ -78,6 +78,7 @@ cdef class Shared:
             "refused_connections_total": self.refused_connections,
             "unknown_methods_total": self.unknown_methods,
             "floods_total": self.floods,
+            "pings_total": self.pings,
             "stalls_total": self.stalls,
             "errors_total": self.errors,
         }

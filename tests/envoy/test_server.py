@@ -252,3 +252,22 @@ async def test_names_of_replicas_are_resolved(transport: str) -> None:
         head, _ = await stream.hear(2)
         assert head.endpoint == "127.0.0.1:9"
         assert await stream.end() == 0
+
+
+async def test_what_the_transport_counts_is_exported(transport: str) -> None:
+    name = transport
+    async with rig.picker(transport=name) as server, rig.channel(server) as channel:
+        stream = rig.Stream(channel)
+        await stream.say(envoy.request_headers(), envoy.request_body(envoy.CHAT % b"hello"))
+        await stream.hear(2)
+        text = server.running.metrics.render().decode()
+        events = "warmlane_ext_proc_transport_events_total"
+        assert f'{events}{{transport="{name}",event="streams"}} 1.0' in text
+        opened = "warmlane_ext_proc_transport_open"
+        assert f'{opened}{{transport="{name}",what="streams"}} 1.0' in text
+        if name == "native":
+            assert f'{events}{{transport="native",event="messages_in"}} 2.0' in text
+            assert f'{events}{{transport="native",event="floods"}} 0.0' in text
+            assert 'transport_bytes_total{transport="native",direction="in"}' in text
+            assert 'transport_held_bytes{transport="native",when="peak"}' in text
+        stream.call.cancel()
