@@ -17,9 +17,8 @@ import msgspec
 from warmlane._core.leads import Picked
 from warmlane.envoy import messages as wire
 from warmlane.envoy.picker import DESTINATION, Way
-from warmlane.envoy.reply import CANCELLED, FAILED, Reply
+from warmlane.envoy.reply import FAILED, Reply
 from warmlane.envoy.streams import OK
-from warmlane.router.decide import LAST_RESORT, RETRY_AFTER_S
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.feeds.adapters import not_loaded
 from warmlane.router.lane import Prepared
@@ -124,8 +123,6 @@ class Choice(Reply):
                 self._slot, self._open = decision.choices[0], True
             else:
                 decision = self._decide_beside(prepared, now, rand, watching)
-            if decision.fallback == LAST_RESORT and not watching:
-                raise self._nobody_ready(decision, now)
         except RouterError as error:
             self._not_chosen(error, how)
             return
@@ -295,13 +292,6 @@ class Choice(Reply):
         self._slot, self._open = decision.choices[0], True
         self._ways = picked.lead.side
         self._way = self._ways.fresh()[self._slot]
-
-    def _nobody_ready(self, decision: Decision, now: float) -> NoReplica:
-        """What the gateway hears in place of a last resort, whose ticket is closed here."""
-        self._open = False
-        self._picker.router.close(decision.ticket, CANCELLED, now)
-        text = f"no replica of pool {decision.pool!r} is ready"
-        return NoReplica(text, retry_after_s=RETRY_AFTER_S)
 
     def _decide_beside(self, prepared: Prepared, now: float, rand: int, watching: bool) -> Decision:
         """Decide while somebody else's choice counts: the gateway's where we are `watching`, else

@@ -144,6 +144,8 @@ class Picker(Gate):
                 pool.on_change(self._pool_changed)
             self._ways[name] = ways
         self.forget_leads()
+        for lane in self.router.lanes.values():
+            lane.last_resort = False  # a gateway has a way of its own to fall back
         self.predicted.follow()
         self.transfer_params: TransferParams = config.transfer_params
         self.body_bytes = config.limits.body_bytes

@@ -61,6 +61,7 @@ class Lane(Desk):
 
     view_type: type[CacheView] = CacheView
     wants_tokens = False  # would a decision look up the prompt's token ids?
+    last_resort = True  # ask those who may be well all the same when nobody is ready; by the face
 
     def __init__(
         self, number: int, pool: Pool, parts: Parts, config: Config, metrics: Metrics
@@ -154,6 +155,8 @@ class Lane(Desk):
                 if self.decider.price is not None:
                     self.decider.price.placed(prompt_tokens, chosen[2])
         except NoReplica as nobody:
+            if not self.last_resort:
+                raise
             chosen = self._last_resort(prepared, now, rand, nobody)
             fallback = LAST_RESORT
         choices, hits, hit, raw_hit = chosen

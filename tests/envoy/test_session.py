@@ -445,6 +445,8 @@ def test_nobody_ready_is_503_and_no_last_resort(make: Make, state: ReplicaState,
         assert picker.router.open_tickets == 0
         assert requests(picker) == {}
         talk.end()
+    counted = picker.metrics.counts["warmlane_last_resort_total"]
+    assert sum(counted.values()) == 0, "a last resort that is not asked does not count as one"
     pool.set_state(1, ReplicaState.READY, "a test says so")
     talk = Talk(picker)
     head, *_ = talk.say(envoy.request_headers(), envoy.request_body(BODY))
