@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from warmlane._core.leads import Picked
+from warmlane._core.scan import scan_body
 from warmlane.envoy import messages as wire
 from warmlane.envoy.picker import DESTINATION, Way
 from warmlane.envoy.reply import FAILED, Reply
@@ -22,6 +23,7 @@ from warmlane.envoy.streams import OK
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.feeds.adapters import not_loaded
 from warmlane.router.lane import Prepared
+from warmlane.router.mend import mended
 from warmlane.router.requests import kind_of, objective_of, parse, rewrite_model
 from warmlane.router.types import Decision, Kind, Request
 
@@ -37,7 +39,15 @@ CHOSEN: Final = 3  # the choice is answered; what still comes passes
 REFUSED: Final = 4  # answered in place of an engine
 
 _KINDS: Final = tuple(Kind)  # in the order of `_core.scan`
+# How much of a request's body is seen.
+WHOLE: Final = 0
+START_OF_IT: Final = 1
+NOTHING: Final = 2
+
 _POST: Final = (b"POST", b"")  # of a gateway that skips headers nothing is known
+_DIGITS: Final = 18
+# Envoy AI Gateway has read the body before us, and tells the model of it.
+_TOLD_MODEL: Final = b"x-ai-eg-model"
 _TEST_HEADER: Final = b"test-epp-endpoint-selection"
 _REWRITES: Final = (b"x-llm-d-model-name-rewrite", b"x-gateway-model-name-rewrite")
 
@@ -50,7 +60,7 @@ class _How(NamedTuple):
 
     kind: int
     body: bytes
-    bodiless: bool
+    seen: int
     rand: int
     acts: bool
     watching: bool
@@ -65,10 +75,10 @@ class Choice(Reply):
         """The choice that messages waited for is made."""
         raise NotImplementedError
 
-    def _choose(self, kind: int, body: bytes, bodiless: bool = False) -> None:
+    def _choose(self, kind: int, body: bytes, seen: int = WHOLE) -> None:
         """The request is whole, or as whole as it gets: decide, and answer the message `kind`.
 
-        bodiless: there is a body, which is not seen; nothing about it may be changed.
+        seen: how much of the body that is. What is not seen cannot be changed.
         """
         picker, head = self._picker, self._request_head
         assert head is not None, "begun"
@@ -76,26 +86,64 @@ class Choice(Reply):
         shadow, rand = picker.shadow, picker.rand(48)
         acts = shadow.always or shadow.acts(rand >> 32)
         watching = self._observed or not (acts or shadow.mode == "least-requests")
-        how = _How(kind, body, bodiless, rand, acts, watching)
+        how = _How(kind, body, seen, rand, acts, watching)
         try:
-            request, out = parse(
-                method, head.path, head.headers, body, transfer_params=picker.transfer_params
-            )
+            if seen == START_OF_IT:
+                request, out = self._start_of_it(method, head, body), body
+            else:
+                request, out = parse(
+                    method, head.path, head.headers, body, transfer_params=picker.transfer_params
+                )
             self._stream = request.stream
-            self._kind = kind_of(head.path) if bodiless else request.kind
+            self._kind = request.kind if seen == WHOLE else kind_of(head.path)
+            if seen != WHOLE and not request.model and _TOLD_MODEL in head.headers:
+                told = head.headers[_TOLD_MODEL].decode("utf-8", "replace")
+                request = msgspec.structs.replace(request, model=told)
             if head.internal is not None or head.subset is not None or picker.test_headers:
                 request = self._steered(request, head)
-            if not bodiless and method == "POST" and not (body and request.model):
+            if seen == WHOLE and method == "POST" and not (body and request.model):
                 self._check_model(head.path, body)
         except RouterError as error:
             self._not_chosen(error, how)
             return
-        if picker.tokens is not None and not bodiless:
+        if picker.tokens is not None and seen == WHOLE:
             self._waiting = picker.with_ids(request, out, partial(self._with_ids, out, how))
             if self._waiting is not None:
                 self._await(body)
                 return
         self._decide(request, out, how)
+
+    def _start_of_it(self, method: str, head: wire.Received, body: bytes) -> Request:
+        """What the start of a body tells. RequestError: as for a whole one, but that a start which
+        is no JSON is passed."""
+        found = mended(body)
+        text = b"" if found is None else found[0]
+        try:
+            # What has to be cut out could go on beyond the start.
+            return parse(method, head.path, head.headers, text, transfer_params="reject")[0]
+        except RequestError as error:
+            if error.code != "invalid_json":
+                raise
+        return parse(method, head.path, head.headers, b"")[0]
+
+    def _reckon(self, prepared: Prepared) -> None:
+        """The prompt is longer than its start: it is as long as the body, and what is beyond the
+        start is held by nobody. What the next turn begins with cannot be told."""
+        key, told = prepared.key, self._told_length()
+        if key.unit == "text" and told > key.size:
+            prepared.key = msgspec.structs.replace(key, size=told)
+        prepared.request = msgspec.structs.replace(prepared.request, prompt=None)
+
+    def _renamed(self, body: bytes, model: str) -> bytes:
+        """The start of a body with another model's name, where the name is in it."""
+        found = mended(body)
+        told = None if found is None else scan_body(found[0])
+        if found is None or told is None or not told.model:
+            self._picker.metrics.fallback(self._decision.pool, "model_not_rewritten")
+            return body
+        text, kept = found
+        new = rewrite_model(text, model)
+        return new[: len(new) - (len(text) - kept)] + body[kept:]
 
     def _with_ids(self, out: bytes, how: _How, waiting: Waiting) -> None:
         """The token ids came, or the time for them is over."""
@@ -113,9 +161,11 @@ class Choice(Reply):
     def _decide(self, request: Request, out: bytes, how: _How) -> None:
         """Choose a replica for a request of which all is known, and answer."""
         picker = self._picker
-        kind, body, _, rand, acts, watching = how
+        kind, body, seen, rand, acts, watching = how
         try:
             prepared = picker.router.prepare(request, rand)
+            if seen == START_OF_IT:
+                self._reckon(prepared)
             self._ways = picker.ways(prepared.target.pool)
             now = monotonic()
             if acts and not watching:
@@ -173,7 +223,7 @@ class Choice(Reply):
     def _send(self, request: Request, out: bytes, how: _How, now: float) -> None:
         """The replica is chosen: tell the gateway."""
         picker, head, decision = self._picker, self._request_head, self._decision
-        kind, body, bodiless, _, _, _ = how
+        body, seen = how.body, how.seen
         picker.router.sent(decision.ticket, self._slot, now)
         way = self._way = self._ways.fresh()[self._slot]
         assert way is not None and head is not None, "a decision names members only"
@@ -182,11 +232,13 @@ class Choice(Reply):
             model = request.model
         if not model:
             pass
-        elif bodiless:
+        elif seen == START_OF_IT:
+            out = self._renamed(body, model)
+        elif seen == NOTHING:
             picker.metrics.fallback(decision.pool, "model_not_rewritten")
         elif out and request.rewrite_model:
             out = rewrite_model(out, model)
-        self._answer_choice(kind, way, body, out, bodiless)
+        self._answer_choice(how, way, out)
 
     def _not_chosen(self, error: RouterError, how: _How) -> None:
         """Nobody can be chosen: the client hears why, unless another choice counts."""
@@ -197,8 +249,9 @@ class Choice(Reply):
         else:
             self._refuse(error)
 
-    def _answer_choice(self, kind: int, way: Way, body: bytes, out: bytes, bodiless: bool) -> None:
+    def _answer_choice(self, how: _How, way: Way, out: bytes) -> None:
         """Queue the choice, and the body as it goes on."""
+        kind, body, seen = how.kind, how.body, how.seen
         picker, mode, last = self._picker, self._request_mode, not self._trailers
         endpoint = way.endpoint
         if picker.ordered:
@@ -210,9 +263,15 @@ class Choice(Reply):
         self._phase = CHOSEN
         queue = self._out
         if kind == wire.REQUEST_BODY:  # buffered
-            length, new = (len(out), out) if changed else (-1, None)
-            queue.append(wire.answer(kind, endpoint, length, mutation, new))
-        elif bodiless or (not body and not self._chunks):
+            if changed and mode == wire.BUFFERED_PARTIAL:
+                # Envoy 1.40 sets no length in this mode, and takes the old one away only where the
+                # mode is its config's: without it the body goes on in chunks.
+                mutation += wire.remove_header(b"content-length")
+                queue.append(wire.answer(kind, endpoint, -1, mutation, out))
+            else:
+                length, new = (len(out), out) if changed else (-1, None)
+                queue.append(wire.answer(kind, endpoint, length, mutation, new))
+        elif seen == NOTHING or (not body and not self._chunks):
             queue.append(wire.answer(kind, endpoint, -1, mutation))
             self._release_chunks()
         elif mode == wire.FULL_DUPLEX:
@@ -221,7 +280,7 @@ class Choice(Reply):
             queue.append(wire.answer(kind, endpoint, length, mutation))
             queue += wire.pieces(wire.REQUEST_BODY, out, last)
         else:
-            length = len(out) if changed else -1
+            length = self._length(how, out) if changed else -1
             queue.append(wire.answer(kind, endpoint, length, mutation))
             if changed:
                 empty = wire.answer(wire.REQUEST_BODY, b"", -1, b"", b"")
@@ -236,6 +295,19 @@ class Choice(Reply):
         safe = self._response_mode < wire.FULL_DUPLEX
         if picker.level == 0 and safe and not picker.test_headers:
             self._leave()
+
+    def _length(self, how: _How, out: bytes) -> int:
+        """The content-length of a changed body, -1 where nobody knows it."""
+        if how.seen == WHOLE:
+            return len(out)
+        told = self._told_length()
+        return told + len(out) - len(how.body) if told >= 0 else -1
+
+    def _told_length(self) -> int:
+        """The client's own content-length, -1 without one."""
+        assert self._request_head is not None, "begun"
+        told = self._request_head.headers.get(b"content-length", b"")
+        return int(told) if told.isdigit() and len(told) <= _DIGITS else -1
 
     def _release_chunks(self) -> None:
         """Answer chunks that were held, in the mode's own way, each as it came."""

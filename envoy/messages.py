@@ -56,6 +56,7 @@ __all__ = [
     "WireError",
     "answer",
     "immediate",
+    "override",
     "pieces",
     "receive",
     "refusal",
@@ -73,6 +74,14 @@ MODES: Final = {
 }
 # "Go on, nothing to change", by the kind that is answered.
 CONTINUE: Final = {kind: answer(kind, b"") for kind in range(2, 8)}
+
+
+def override(level: int, response_mode: int) -> bytes:
+    """Tail of an answer to request headers: from now on BUFFERED_PARTIAL, all else as the response
+    level has it. Envoy compares this with its `allowed_override_modes`, where it has any."""
+    seen = 2 if level == 0 else 1  # SKIP, SEND
+    mode = bytes((2 << 3, seen, 3 << 3, BUFFERED_PARTIAL, 4 << 3, response_mode, 6 << 3, seen))
+    return bytes((9 << 3 | 2, len(mode))) + mode
 
 
 def refusal(error: RouterError, kind: Kind) -> tuple[int, bytes]:

@@ -110,6 +110,8 @@ class Picker(Gate):
         self.subset = options.subset
         self.test_headers = options.test_headers
         self.body_mode = MODES[options.body_mode]
+        self.streamed_bytes = options.streamed_bytes
+        self.ask_for_body = options.ask_for_body
         self.draining = False
         self.ends = router.metrics.counts["warmlane_ext_proc_streams_total"]
         self.rand = random.Random().getrandbits

@@ -7,12 +7,16 @@ body mode, which the first message tells (`protocol_config`; older gateways: `ex
     NONE              choice                 -                            go on
     BUFFERED(_PARTIAL) go on                 choice, new body if changed  go on
     STREAMED          choice (1)             go on, each chunk            go on
+    STREAMED, early   nothing yet            at its end, or at            choice
+                                             `streamed_bytes` (2)
     FULL_DUPLEX       nothing yet            at its end: choice, then     end the body too
                                              the body in pieces
     GRPC              choice                 each message back            go on
 
-(1) by headers and load: Envoy waits for this answer before it sends a byte of the body, unless
-    send_body_without_waiting_for_header_response is set; then the choice waits for the body's end.
+(1) by headers and load: Envoy waits for this answer before it sends a byte of the body. With
+    `ask_for_body` the answer asks for BUFFERED_PARTIAL instead, in NONE too, and the choice waits.
+(2) by the start of the body: Envoy sends on only what fits its buffer until its headers are
+    answered. The same for a BUFFERED_PARTIAL body that outgrows that buffer.
 
 Headers with end_of_stream are a whole request in every mode. A whole request on a path of inference
 names a model, or it is refused. Where nobody is ready the gateway hears 503, not the router's last
@@ -29,13 +33,10 @@ from __future__ import annotations
 from typing import Final
 
 from warmlane.envoy import messages as wire
-from warmlane.envoy.choice import BODY, CHOSEN, START, WAITING, Choice
+from warmlane.envoy.choice import BODY, CHOSEN, NOTHING, START, START_OF_IT, WAITING, Choice
 from warmlane.envoy.streams import RESOURCE_EXHAUSTED
 from warmlane.router.errors import RequestError
 
-# Chunks of a STREAMED body that is held back beyond this let Envoy's own buffer run full, and it
-# would never send the rest: Envoy's listeners buffer 32 KiB by its edge-proxy advice.
-STREAMED_MOST: Final = 16_384
 # Messages that are kept while token ids are on their way, which takes 100 ms at most.
 LATE_MOST: Final = 64
 
@@ -70,6 +71,12 @@ class Session(Choice):
         """A message without a part that is known here: of a later protocol."""
         self._refuse_stream("unknown_message", "no request member that is known here")
 
+    def _on_response_headers(self, part: wire.Received) -> None:
+        asked = self._picker.ask_for_body and self._request_mode == wire.BUFFERED_PARTIAL
+        if asked and self._phase == BODY:  # it went on without the body, and without a choice
+            self._picker.metrics.count("warmlane_ext_proc_protocol_errors_total", "body_not_sent")
+        super()._on_response_headers(part)
+
     # Request messages
 
     def _on_request_headers(self, part: wire.Received) -> None:
@@ -86,8 +93,16 @@ class Session(Choice):
                 self._out.append(wire.CONTINUE[wire.REQUEST_HEADERS])
         elif mode == wire.STREAMED and (part.early_body or self._observed):
             pass
+        elif self._picker.ask_for_body and self._may_ask():
+            self._request_mode = wire.BUFFERED_PARTIAL
+            asked = wire.override(self._picker.level, self._response_mode)
+            self._out.append(wire.answer(wire.REQUEST_HEADERS, b"", tail=asked))
         else:
-            self._choose(wire.REQUEST_HEADERS, b"", bodiless=True)
+            self._choose(wire.REQUEST_HEADERS, b"", NOTHING)
+
+    def _may_ask(self) -> bool:
+        """Does Envoy heed another mode? Not while it copies, nor beside full duplex."""
+        return not self._observed and self._response_mode < wire.FULL_DUPLEX
 
     def _begin(self, part: wire.Received) -> int:
         """The first message of the request; its body mode."""
@@ -106,13 +121,17 @@ class Session(Choice):
             self._begin(part)
         mode, last = self._request_mode, part.end_of_stream
         if self._phase == BODY:
-            if mode in (wire.BUFFERED, wire.BUFFERED_PARTIAL):
+            if mode == wire.BUFFERED or (mode == wire.BUFFERED_PARTIAL and last):
                 self._choose(wire.REQUEST_BODY, part.body)
+            elif mode == wire.BUFFERED_PARTIAL:
+                self._choose(wire.REQUEST_BODY, part.body, START_OF_IT)
             elif self._hold(part.body):
                 if last:
                     self._choose_whole()
-                elif mode == wire.STREAMED and self._held > STREAMED_MOST and not self._observed:
-                    self._choose(wire.REQUEST_HEADERS, b"", bodiless=True)
+                elif mode != wire.STREAMED or self._observed:
+                    pass
+                elif self._held > self._picker.streamed_bytes:
+                    self._choose(wire.REQUEST_HEADERS, self._whole(), START_OF_IT)
         elif self._phase == CHOSEN and not self._observed:
             if mode >= wire.FULL_DUPLEX:
                 self._out += wire.pieces(wire.REQUEST_BODY, part.body, last)

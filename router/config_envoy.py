@@ -51,6 +51,21 @@ class ExtProc(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Literal["none", "streamed", "buffered", "full_duplex"],
         _note("request body mode of a gateway that does not tell it (Envoy before 1.33)"),
     ] = "full_duplex"
+    streamed_bytes: Annotated[
+        Count,
+        _note(
+            "bytes of a body that comes before the answer to its headers (STREAMED, early) that are"
+            " awaited; the choice is made by them. Below the gateway's"
+            " per_connection_buffer_limit_bytes"
+        ),
+    ] = 16_384
+    ask_for_body: Annotated[
+        bool,
+        _note(
+            "ask a gateway that sends no body, or waits with it (NONE, STREAMED), for"
+            " BUFFERED_PARTIAL; it must have allow_mode_override"
+        ),
+    ] = False
     subset: Annotated[bool, _note("honour the endpoint subset in the gateway's metadata")] = True
     streams: Annotated[
         Count, _note("concurrent streams per connection: answers under way at levels 1 and 2")

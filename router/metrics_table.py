@@ -180,7 +180,8 @@ FAMILIES: Final = (
            "Messages and answers that streams keep, now and at most so far; its bound is"
            " limits.buffered_bytes."),
     Family("warmlane_ext_proc_protocol_errors_total", "counter", ("what",),
-           "Streams refused because a gateway's message could not be read or came out of turn."),
+           "Streams refused because a gateway's message could not be read or came out of turn;"
+           " body_not_sent: one that was asked for its bodies sent none."),
     Family("warmlane_ext_proc_served_elsewhere_total", "counter", ("pool",),
            "Requests that the gateway sent to another replica than the first choice."),
     Family("warmlane_shadow_decisions_total", "counter", ("model", "agreed"),

@@ -43,6 +43,8 @@ static inline int wl_proc_name(const uint8_t *p, size_t size) {
             WL_PREFIX("x-gateway-", WL_P_INTERNAL);
             WL_PREFIX("x-warmlane-", WL_P_INTERNAL);
             WL_NAME("x-session-id", WL_P_READ);
+            WL_NAME("x-vllm-priority", WL_P_READ);
+            WL_NAME("x-ai-eg-model", WL_P_READ);
             WL_NAME("x-data-parallel-rank", WL_P_INTERNAL);
             /* Where a side-car would fetch KV blocks from: only a router may say so. */
             WL_NAME("x-data-parallel-host-port", WL_P_INTERNAL);

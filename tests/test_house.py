@@ -46,6 +46,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.envoy.proto", 0),
     ("warmlane.router.registry", 3),
     ("warmlane.router.requests", 3),
+    ("warmlane.router.mend", 3),
     ("warmlane.router.answers", 3),
     ("warmlane.router.problems", 3),
     ("warmlane.router.attempts", 3),

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 PIECE_BYTES = 62_000
-READ = {"content-type", "content-length", "content-encoding", "x-session-id"} | {
-    "test-epp-endpoint-selection"
+READ = {
+    *("content-type", "content-length", "content-encoding", "x-session-id", "x-vllm-priority"),
+    *("x-ai-eg-model", "test-epp-endpoint-selection"),
 }
 INTERNAL = {
     *("x-data-parallel-rank", "x-data-parallel-host-port", "x-prefiller-host-port"),
