@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from warmlane._core.leads import Picked
-from warmlane._core.scan import scan_body
 from warmlane.envoy import messages as wire
+from warmlane.envoy.partial import parse_start, reckon, renamed, told_length, with_told_model
 from warmlane.envoy.picker import DESTINATION, Way
 from warmlane.envoy.reply import FAILED, Reply
 from warmlane.envoy.streams import OK
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.feeds.adapters import not_loaded
 from warmlane.router.lane import Prepared
-from warmlane.router.mend import mended
 from warmlane.router.requests import kind_of, objective_of, parse, rewrite_model
 from warmlane.router.types import Decision, Kind, Request
 
@@ -45,9 +44,6 @@ START_OF_IT: Final = 1
 NOTHING: Final = 2
 
 _POST: Final = (b"POST", b"")  # of a gateway that skips headers nothing is known
-_DIGITS: Final = 18
-# Envoy AI Gateway has read the body before us, and tells the model of it.
-_TOLD_MODEL: Final = b"x-ai-eg-model"
 _TEST_HEADER: Final = b"test-epp-endpoint-selection"
 _REWRITES: Final = (b"x-llm-d-model-name-rewrite", b"x-gateway-model-name-rewrite")
 
@@ -89,16 +85,15 @@ class Choice(Reply):
         how = _How(kind, body, seen, rand, acts, watching)
         try:
             if seen == START_OF_IT:
-                request, out = self._start_of_it(method, head, body), body
+                request, out = parse_start(method, head, body), body
             else:
                 request, out = parse(
                     method, head.path, head.headers, body, transfer_params=picker.transfer_params
                 )
             self._stream = request.stream
             self._kind = request.kind if seen == WHOLE else kind_of(head.path)
-            if seen != WHOLE and not request.model and _TOLD_MODEL in head.headers:
-                told = head.headers[_TOLD_MODEL].decode("utf-8", "replace")
-                request = msgspec.structs.replace(request, model=told)
+            if seen != WHOLE:
+                request = with_told_model(request, head)
             if head.internal is not None or head.subset is not None or picker.test_headers:
                 request = self._steered(request, head)
             if seen == WHOLE and method == "POST" and not (body and request.model):
@@ -112,38 +107,6 @@ class Choice(Reply):
                 self._await(body)
                 return
         self._decide(request, out, how)
-
-    def _start_of_it(self, method: str, head: wire.Received, body: bytes) -> Request:
-        """What the start of a body tells. RequestError: as for a whole one, but that a start which
-        is no JSON is passed."""
-        found = mended(body)
-        text = b"" if found is None else found[0]
-        try:
-            # What has to be cut out could go on beyond the start.
-            return parse(method, head.path, head.headers, text, transfer_params="reject")[0]
-        except RequestError as error:
-            if error.code != "invalid_json":
-                raise
-        return parse(method, head.path, head.headers, b"")[0]
-
-    def _reckon(self, prepared: Prepared) -> None:
-        """The prompt is longer than its start: it is as long as the body, and what is beyond the
-        start is held by nobody. What the next turn begins with cannot be told."""
-        key, told = prepared.key, self._told_length()
-        if key.unit == "text" and told > key.size:
-            prepared.key = msgspec.structs.replace(key, size=told)
-        prepared.request = msgspec.structs.replace(prepared.request, prompt=None)
-
-    def _renamed(self, body: bytes, model: str) -> bytes:
-        """The start of a body with another model's name, where the name is in it."""
-        found = mended(body)
-        told = None if found is None else scan_body(found[0])
-        if found is None or told is None or not told.model:
-            self._picker.metrics.fallback(self._decision.pool, "model_not_rewritten")
-            return body
-        text, kept = found
-        new = rewrite_model(text, model)
-        return new[: len(new) - (len(text) - kept)] + body[kept:]
 
     def _with_ids(self, out: bytes, how: _How, waiting: Waiting) -> None:
         """The token ids came, or the time for them is over."""
@@ -165,7 +128,8 @@ class Choice(Reply):
         try:
             prepared = picker.router.prepare(request, rand)
             if seen == START_OF_IT:
-                self._reckon(prepared)
+                assert self._request_head is not None, "begun"
+                reckon(prepared, self._request_head)
             self._ways = picker.ways(prepared.target.pool)
             now = monotonic()
             if acts and not watching:
@@ -232,10 +196,10 @@ class Choice(Reply):
             model = request.model
         if not model:
             pass
-        elif seen == START_OF_IT:
-            out = self._renamed(body, model)
-        elif seen == NOTHING:
-            picker.metrics.fallback(decision.pool, "model_not_rewritten")
+        elif seen != WHOLE:
+            out = renamed(body, model)
+            if out is body:
+                picker.metrics.fallback(decision.pool, "model_not_rewritten")
         elif out and request.rewrite_model:
             out = rewrite_model(out, model)
         self._answer_choice(how, way, out)
@@ -300,14 +264,9 @@ class Choice(Reply):
         """The content-length of a changed body, -1 where nobody knows it."""
         if how.seen == WHOLE:
             return len(out)
-        told = self._told_length()
-        return told + len(out) - len(how.body) if told >= 0 else -1
-
-    def _told_length(self) -> int:
-        """The client's own content-length, -1 without one."""
         assert self._request_head is not None, "begun"
-        told = self._request_head.headers.get(b"content-length", b"")
-        return int(told) if told.isdigit() and len(told) <= _DIGITS else -1
+        told = told_length(self._request_head)
+        return told + len(out) - len(how.body) if told >= 0 else -1
 
     def _release_chunks(self) -> None:
         """Answer chunks that were held, in the mode's own way, each as it came."""

@@ -202,7 +202,7 @@ def test_the_priority_header_counts(make: Make) -> None:
     """vLLM reads it before the body's own, and so do all faces."""
     picker = make()
     talk = Talk(picker)
-    talk.say(envoy.request_headers(headers=envoy.JSON | {"x-vllm-priority": "-7"}))
+    talk.say(envoy.request_headers(envoy.BUFFERED, headers=envoy.JSON | {"x-vllm-priority": "-7"}))
     talk.say(envoy.request_body(chat("hello", priority=3)))
     [opened] = picker.router.lanes["default"]._open.values()
     assert opened.request.priority == -7
