@@ -175,9 +175,8 @@ def test_batches_straight_into_the_intake(rnd: random.Random, spoiled: int) -> N
     for parts in sent:
         if rnd.random() < 0.2:
             data += frame(4, b"\x04PING\0\0")
-        for part in parts:
-            more = 0 if part is parts[-1] else 1
-            data += frame(more, part, long=rnd.random() < 0.2)
+        for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+            data += frame(1 if left else 0, part, long=rnd.random() < 0.2)
     zmtp, got, expected = up(limit=1 << 20), [], 0
     mine, other = (Intake(RadixTree(0, 1)) for _ in range(2))
     for each in (mine, other):
