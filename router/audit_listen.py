@@ -30,6 +30,7 @@ from warmlane.router.types import LoadSnapshot, ReplicaSpec, ReplicaState
 
 _METRICS_BYTES: Final = 16 * 1024 * 1024
 _SWEEP_US: Final = 1000
+_MOST_RANKS: Final = 16  # of one engine: the ranks of a node
 _COMPUTED: Final = b"vllm:prompt_tokens_by_source_total"
 # Where prefill seconds stand, best first: the name, what is taken off it, and how it is told.
 _SECONDS: Final = (
@@ -193,10 +194,10 @@ class Listener:
         self.session = session
         self.timeout_s = timeout_s
         self.pool = Pool(PoolConfig(kv_events="auto"), initial=ReplicaState.READY)
-        self.view = AuditView(self.pool, len(specs))
+        self.view = AuditView(self.pool, len(specs) * _MOST_RANKS)
         self.hub = Hub(monotonic)
-        self.ears = [self._ear(spec, setting, dict(headers)) for spec, setting in specs]
         self._tasks: list[asyncio.Task[None]] = []
+        self.ears = [self._ear(spec, setting, dict(headers)) for spec, setting in specs]
 
     def _ear(self, spec: ReplicaSpec, setting: str, headers: dict[str, str]) -> Ear:
         spec = msgspec.structs.replace(spec, kv_events=setting)
@@ -210,8 +211,24 @@ class Listener:
             self.hub,
             headers=headers,
             metrics=Metrics(),
+            split=lambda _, ranks: self._split(ear, ranks),
         )
-        return Ear(feed, replica, headers)
+        ear = Ear(feed, replica, headers)
+        return ear
+
+    def _split(self, ear: Ear, ranks: int) -> None:
+        """Several data-parallel ranks are behind it: each is heard by itself, and it no more."""
+        spec, at = ear.replica.spec, self.ears.index(ear)
+        named = [
+            msgspec.structs.replace(spec, name=f"{spec.name}#{rank}", rank=rank)
+            for rank in range(min(ranks, _MOST_RANKS))
+        ]
+        apart = [self._ear(each, spec.kv_events, ear.headers) for each in named]
+        self.ears[at : at + 1] = apart
+        self._tasks += [asyncio.create_task(each.feed.run()) for each in apart]
+        task = asyncio.current_task()
+        assert task is not None, "told by its feed"
+        task.cancel()
 
     async def start(self, join_s: float) -> None:
         """Subscribe, and wait until every replica is heard, at most `join_s`."""

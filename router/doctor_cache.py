@@ -41,6 +41,7 @@ class Ears:
 
     def __init__(self, visit: Visit) -> None:
         setting = visit.patient.kv_events
+        self.ranks = 1
         self.pool = Pool(PoolConfig(kv_events=setting), initial=ReplicaState.READY)
         member = self.pool.replicas[self.pool.add(visit.patient.spec, 0.0)]
         assert member is not None, "added"
@@ -55,8 +56,13 @@ class Ears:
             self.hub,
             headers=dict(visit.patient.headers),
             metrics=Metrics(),
+            split=self._split,
         )
         self._task = asyncio.create_task(self.feed.run())
+
+    def _split(self, url: str, ranks: int) -> None:
+        del url
+        self.ranks = ranks
 
     async def close(self) -> None:
         self._task.cancel()
@@ -93,12 +99,34 @@ async def cache(visit: Visit) -> None:
     ears = None if visit.patient.kv_events == "off" else Ears(visit)
     try:
         if ears is not None:
-            await _until(lambda: ears.feed.source is not None or bool(_trouble(ears)), JOIN_S)
-            await asyncio.sleep(JOIN_S / 2)
+            await _joined(ears)
+            if ears.ranks > 1:
+                ears = await _first_rank(visit, ears)
         await _probe(visit, ears)
     finally:
         if ears is not None:
             await ears.close()
+
+
+async def _joined(ears: Ears) -> None:
+    await _until(lambda: ears.feed.source is not None or bool(_trouble(ears)), JOIN_S)
+    await asyncio.sleep(JOIN_S / 2)
+
+
+async def _first_rank(visit: Visit, ears: Ears) -> Ears:
+    """Go on with rank 0, as the router does with each."""
+    found = f"{ears.ranks} data-parallel ranks: each is a replica of its own; rank 0 is examined"
+    visit.say("ranks", "ok", found)
+    await ears.close()
+    patient = visit.patient
+    visit.patient = msgspec.structs.replace(
+        patient,
+        spec=msgspec.structs.replace(patient.spec, rank=0),
+        headers={**patient.headers, "X-data-parallel-rank": "0"},
+    )
+    ears = Ears(visit)
+    await _joined(ears)
+    return ears
 
 
 async def _probe(visit: Visit, ears: Ears | None) -> None:

@@ -231,12 +231,15 @@ async def metrics(visit: Visit) -> None:
         return
     load = found.snapshot
     ranks = {label(each.labels, b"engine") for each in samples(text, b"vllm:num_requests_running")}
+    # With `auto` the router takes the ranks apart by itself.
+    apart = len(ranks) < 2 or visit.patient.spec.rank is not None
+    apart = apart or visit.patient.kv_events == "auto"
     several = f", {len(ranks)} data-parallel ranks" if len(ranks) > 1 else ""
     visit.say(
         "metrics",
-        "warn" if several and visit.patient.spec.rank is None else "ok",
+        "warn" if several and not apart else "ok",
         f"{dialect.name}: {load.running:g} running, {load.waiting:g} waiting{several}",
-        "name each rank as a replica of its own (rank: 0, 1, ...)" if several else "",
+        "" if apart else "name each rank as a replica of its own (rank: 0, 1, ...)",
     )
     _cache(visit, text)
     if load.asleep:

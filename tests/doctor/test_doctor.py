@@ -258,6 +258,17 @@ def _other_path(body: dict[str, Any]) -> None:
             card["root"] = "/elsewhere/ada"
 
 
+async def test_ranks_are_taken_apart_and_the_first_is_examined() -> None:
+    def second(sources: dict[str, Any]) -> None:
+        sources["1"] = {**sources["0"], "endpoint": "tcp://*:1"}
+
+    async with fake(kv_events=EVENTS) as (engine, _), Liar(engine.url) as liar:
+        liar.edits["/kv_event_sources"] = edited(second)
+        lines = await seen(patient(liar.url, kv_events="auto"))
+    assert lines["ranks"].found.startswith("2 data-parallel ranks")
+    assert [lines[name].verdict for name in ("kv-events", "kv-match", "metrics")] == ["ok"] * 3
+
+
 def test_the_page_names_every_check_and_cause() -> None:
     root = Path(__file__).resolve().parents[2]
     page = (root / "docs" / "doctor.md").read_text()

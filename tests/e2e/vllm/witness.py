@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,6 +56,18 @@ class Log:
         self.clears: list[float] = []
         self.stored = self.removed = 0
         self.batches = 0
+        self._copies: Counter[bytes] = Counter()
+        self._seq = -1
+
+    def holds(self) -> set[bytes]:
+        """Blocks that are there now."""
+        return {name for name, copies in self._copies.items() if copies > 0}
+
+    def numbered(self, seq: int) -> None:
+        """A smaller number than before: another life of the engine, which holds nothing."""
+        if seq <= self._seq:
+            self._copies.clear()
+        self._seq = seq
 
     def hear(self, payload: bytes) -> None:
         ts, events, *_ = msgspec.msgpack.decode(payload)
@@ -68,9 +80,12 @@ class Log:
                 for key in event["block_hashes"]:
                     self.removed += 1
                     if key in self.names:
-                        self.log[self.names[key]].append(Happening(ts, False))
+                        name = self.names[key]
+                        self.log[name].append(Happening(ts, False))
+                        self._copies[name] -= 1
             elif kind == "AllBlocksCleared":
                 self.clears.append(ts)
+                self._copies.clear()
 
     def _stored(self, ts: float, event: dict[str, Any]) -> None:
         adapter = event.get("lora_name") or ""
@@ -84,6 +99,7 @@ class Log:
             parent = _name(parent, event["token_ids"][start : start + BLOCK_TOKENS])
             self.names[key] = parent
             self.log[parent].append(Happening(ts, True))
+            self._copies[parent] += 1
             self.stored += 1
 
 
@@ -110,9 +126,11 @@ class Witness:
             poller.register(ear, zmq.POLLIN)
         while not self._ends.is_set():
             for ear, _ in poller.poll(POLL_MS):
-                payload = ear.recv_multipart()[2]
+                _, seq, payload = ear.recv_multipart()
                 with self._lock:
-                    self._sockets[ear].hear(payload)
+                    log = self._sockets[ear]
+                    log.numbered(int.from_bytes(seq, "big"))
+                    log.hear(payload)
 
     def stored(self, replica: str, block: bytes, since: float, until: float) -> bool:
         """Did this block come there meanwhile?"""
