@@ -172,7 +172,7 @@ class Engine:
         self.log = CACHE / f"{self.name}.log"
         self._python = python
         self._models = models
-        self._core = number % (os.cpu_count() or 1)
+        self.cores = str(number % (os.cpu_count() or 1))  # of each rank, with | between
         self._adapters = adapters
         self._blocks = blocks
         self._process: subprocess.Popen[bytes] | None = None
@@ -195,7 +195,7 @@ class Engine:
             "VLLM_SERVER_DEV_MODE": "1",  # /reset_prefix_cache
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             # left to itself every engine binds its worker to core 0
-            "VLLM_CPU_OMP_THREADS_BIND": str(self._core),
+            "VLLM_CPU_OMP_THREADS_BIND": self.cores,
         }
         keep = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         self.log.parent.mkdir(parents=True, exist_ok=True)
