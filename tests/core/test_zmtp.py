@@ -186,7 +186,7 @@ def test_batches_straight_into_the_intake(rnd: random.Random, spoiled: int) -> N
         zmtp.feed(data[start:end])
         while True:
             count, flags = zmtp.apply(mine, 0, expected, rnd.choice([0, 0, 20]))
-            got += sent[expected : expected + count]
+            got += sent[len(got) : len(got) + count]
             expected += count
             if count:
                 assert zmtp.last == got[-1][2]
