@@ -20,15 +20,40 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import log
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
 from pathlib import Path
 
 from benchmarks.bars import machine
-from benchmarks.policy_cells import KNOBS, POLICIES, SAMPLES, SOURCES, Cell, cells, quick, tuning
-from benchmarks.policy_report import Table, brief, judge, markdown, score
+from benchmarks.policy_cells import (
+    KNOBS,
+    POLICIES,
+    SAMPLES,
+    SOURCES,
+    WITHOUT,
+    WRONG_AGAINST,
+    WRONGS,
+    Cell,
+    Wrong,
+    ablation,
+    cells,
+    quick,
+    tuning,
+    wrong_cells,
+)
+from benchmarks.policy_report import (
+    Table,
+    brief,
+    judge,
+    left_out,
+    left_out_markdown,
+    markdown,
+    score,
+    wrong_markdown,
+    wrong_rows,
+)
 from benchmarks.policy_runs import CACHE, ROOT, Job, code_digest, fingerprint, kept, kept_at, work
 from warmlane.router.sim.replay_report import Figures
 from warmlane.router.sim.traces import find_traces
@@ -36,7 +61,10 @@ from warmlane.router.sim.traces import find_traces
 RESULTS = ROOT / "benchmarks" / "results" / "policies.json"
 PAGE = ROOT / "docs" / "policies.md"
 BEGIN, END = "<!-- table: benchmarks/results/policies.json -->\n", "<!-- end -->\n"
+LEFT_OUT = "<!-- table: left out -->\n"
+WRONG = "<!-- table: wrong -->\n"
 QUICK_SAMPLES = 2
+FEW_SAMPLES = 2  # of the tables beside the main one
 
 Prints = dict[str, str]  # policy: its fingerprint
 
@@ -73,6 +101,11 @@ class Runs:
             if now > self._until:
                 raise Late
         print(file=sys.stderr)
+
+    def rows(self, cell: Cell, policies: Sequence[str]) -> dict[str, list[Figures]]:
+        """The first FEW_SAMPLES of runs that were made before."""
+        found = {each: [self.of(cell, n, each) for n in range(FEW_SAMPLES)] for each in policies}
+        return {each: [f for f in figures if f is not None] for each, figures in found.items()}
 
     def of(self, cell: Cell, sample: int, policy: str) -> Figures | None:
         """What a finished run left."""
@@ -118,6 +151,50 @@ def collect(
     return table
 
 
+def write_table(begin: str, text: str) -> None:
+    """Put a table between its marks on the page."""
+    before, rest = PAGE.read_text().split(begin)
+    PAGE.write_text(before + begin + text + END + rest.split(END, 1)[1])
+
+
+def wrong_policies(wrong: Wrong) -> list[str]:
+    """The default with what it is wrong about, and the others."""
+    return [f"default:{wrong.fields}" if wrong.fields else "default", *WRONG_AGAINST]
+
+
+def beside(runs: Runs, is_there: Callable[[Cell], bool]) -> dict[str, object]:
+    """The tables of left-out terms and of wrong beliefs. Raises Late."""
+    terms = {name: f"default:{fields}" for name, fields in WITHOUT.items()}
+    ground = [cell for cell in ablation() if is_there(cell)]
+    wanted = ["default", *terms.values()]
+    runs.make("terms", [(c, n, wanted) for c in ground for n in range(FEW_SAMPLES)])
+    runs.make(
+        "wrong beliefs",
+        [
+            (cell, n, wrong_policies(wrong))
+            for wrong in WRONGS
+            for cell in wrong_cells(wrong)
+            if is_there(cell)
+            for n in range(FEW_SAMPLES)
+        ],
+    )
+    table = {cell.name: runs.rows(cell, wanted) for cell in ground}
+    found: dict[str, Table] = {}
+    base: dict[str, str] = {}
+    for wrong in WRONGS:
+        own = wrong_policies(wrong)
+        rows = {c.source: runs.rows(c, own) for c in wrong_cells(wrong) if is_there(c)}
+        found[wrong.name] = {
+            source: {each.partition(":")[0]: figures for each, figures in row.items()}
+            for source, row in rows.items()
+        }
+        base[wrong.name] = "nothing, exact view" if wrong.view else "nothing"
+    told = {"left_out": left_out(table, terms), "wrong": wrong_rows(found, base)}
+    write_table(LEFT_OUT, left_out_markdown(told["left_out"]))
+    write_table(WRONG, wrong_markdown(told["wrong"]))
+    return dict(told)
+
+
 def report(table: Table, samples: int, told: dict[str, object]) -> int:
     """Print, write JSON and the page. Exit status."""
     scores = [score(table, policy) for policy in POLICIES]
@@ -134,8 +211,7 @@ def report(table: Table, samples: int, told: dict[str, object]) -> int:
     ]
     RESULTS.write_text(json.dumps(head | told | {"cells": brief(table)}, indent=1) + "\n")
     text = markdown(scores, note)
-    before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(before + BEGIN + text + END + rest.split(END, 1)[1])
+    write_table(BEGIN, text)
     print(text)
     for name, value, bar, met in bars:
         print(f"{name} {value:.3f} x {bar} {'ok' if met else 'short'}")
@@ -167,9 +243,13 @@ def measure(args: argparse.Namespace, pool: Pool, traces: Path | None) -> int:
             print(f"left out, its trace is not here: {cell.name}")
     there = [cell for cell in chosen if is_there(cell)]
     all_variants = [] if args.quick else [each for policy in KNOBS for each in variants(policy)]
-    prints = prints_of(pool, list(dict.fromkeys([*POLICIES, *all_variants])))
+    others = [f"default:{fields}" for fields in WITHOUT.values()]
+    others += [each for wrong in WRONGS for each in wrong_policies(wrong)]
+    wanted = [*POLICIES, *all_variants, *([] if args.quick else others)]
+    prints = prints_of(pool, list(dict.fromkeys(wanted)))
     runs = Runs(pool, prints, str(traces), time.monotonic() + args.limit_s)
     settings = {policy: [policy] * samples for policy in POLICIES}
+    more: dict[str, object] = {}
     try:
         if not args.quick:
             ground = [cell for cell in tuning() if is_there(cell)]
@@ -178,12 +258,16 @@ def measure(args: argparse.Namespace, pool: Pool, traces: Path | None) -> int:
             for policy in KNOBS:
                 one, two = tune(runs, ground, second, policy), tune(runs, ground, first, policy)
                 settings[policy] = [one] * len(first) + [two] * len(second)
-        wanted = [
-            (cell, n, [settings[policy][n] for policy in POLICIES])
-            for cell in there
-            for n in range(samples)
-        ]
-        runs.make("cells", wanted)
+        runs.make(
+            "cells",
+            [
+                (cell, n, [settings[policy][n] for policy in POLICIES])
+                for cell in there
+                for n in range(samples)
+            ],
+        )
+        if not args.quick:
+            more = beside(runs, is_there)
     except Late:
         print("stopped: the same command goes on from here", file=sys.stderr)
     table = collect(runs, there, samples, settings)
@@ -191,7 +275,7 @@ def measure(args: argparse.Namespace, pool: Pool, traces: Path | None) -> int:
         print("no cell is complete yet")
         return 1
     tuned = {policy: list(dict.fromkeys(each)) for policy, each in settings.items()}
-    return report(table, samples, {"settings": tuned})
+    return report(table, samples, {"settings": tuned} | more)
 
 
 def main() -> int:

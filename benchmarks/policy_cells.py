@@ -40,7 +40,16 @@ SOURCES: dict[str, Source] = {
 # Rows of the table, and for those with parameters what they may be set to.
 POLICIES = (
     *("default", "round-robin", "least-requests", "llmd-weighted", "llmd-affinity", "dynamo"),
-    *("lmetric", "lmetric-queued", "sglang", "random", "power-of-two", "bounded-hash", "aibrix"),
+    *(
+        "llmd-weighted-live",
+        "lmetric",
+        "lmetric-queued",
+        "sglang",
+        "random",
+        "power-of-two",
+        "bounded-hash",
+        "aibrix",
+    ),
     *("least-ttft", "preble", "dualmap"),
 )
 KNOBS: dict[str, tuple[str, ...]] = {
@@ -84,6 +93,10 @@ def cells() -> list[Cell]:
                 found.append(_cell(name, profile, replicas, knee * load, view))
     found.append(_cell("conversation", MIXED, 8, 0.7, "approximate"))
     found.append(_cell("synthetic", MIXED, 8, 0.7, "approximate"))
+    tier = (("tier_tokens", 1_000_000),)
+    for view in ("approximate", "exact"):
+        cell = _cell("coding", LLAMA, 8, 0.8, view)
+        found.append(cell._replace(name=f"{cell.name}, offload tier", world=tier))
     return found
 
 
@@ -100,6 +113,61 @@ def tuning() -> list[Cell]:
         if cell.replicas == 4 and cell.reuse and cell.rate == SOURCES[cell.source].other_knee / 2
     ]
     return quick() + small
+
+
+# The default without one of its terms (`ablation`).
+WITHOUT: dict[str, str] = {
+    "theta: price of backlog": "strength=0",
+    "i: delay of those who run": "interference=0",
+    "m: bound of that": "crowd=1e9",
+    "x: slower decoding": "decode=0",
+    "g: copies": "copy=0",
+    "w: even filling": "spread=0",
+    "q: attention": "pair=0",
+    "F: learned pace": "learn=0",
+}
+
+
+class Wrong(NamedTuple):
+    """Something the router is wrong about. fields: of policy `default`; view "": the cell's."""
+
+    name: str
+    fields: str = ""
+    world: tuple[tuple[str, Any], ...] = ()
+    view: str = ""
+
+
+HALF_SPEED = (("speeds", (1.0, 0.5) * 4),)
+WRONGS = (
+    Wrong("nothing"),
+    Wrong("cost of prefill x 0.5", "seconds_per_token=2e-5,decode=0.6"),
+    Wrong("cost of prefill x 2", "seconds_per_token=8e-5,decode=0.15"),
+    Wrong("half the fleet at half speed", "", HALF_SPEED),
+    Wrong("the same, nothing learned", "learn=0", HALF_SPEED),
+    Wrong("caches x 0.5", "", (("kv_scale", 0.5),)),
+    Wrong("caches x 2", "", (("kv_scale", 2.0),)),
+    Wrong("scrapes 9 s old", "", (("scrape_s", 9.0),)),
+    Wrong("nothing, exact view", "", (), "exact"),
+    Wrong("events 1 s late, exact view", "", (("view_lag_s", 1.0),), "exact"),
+)
+WRONG_AGAINST = ("llmd-weighted", "llmd-affinity")
+WRONG_SOURCES = ("conversation", "synthetic", "coding", "shared-prefix")
+
+
+def wrong_cells(wrong: Wrong) -> list[Cell]:
+    """Workloads with reuse at 0.6 of their knee, where half a fleet can carry them."""
+    found = []
+    for name in WRONG_SOURCES:
+        source = SOURCES[name]
+        view = wrong.view or "approximate"
+        cell = _cell(name, source.profile, 8, source.knee * 0.6, view)
+        found.append(cell._replace(world=wrong.world))
+    return found
+
+
+def ablation() -> list[Cell]:
+    """Those on which terms are left out: the tuning ones and the mixed fleets."""
+    return tuning() + [cell for cell in cells() if "," in cell.profile]
 
 
 def _at_knee(cell: Cell) -> bool:

@@ -124,6 +124,78 @@ def judge(table: Table, mine: dict[str, Any]) -> list[tuple[str, float, float, b
     return bars
 
 
+def left_out(table: Table, variants: dict[str, str]) -> list[dict[str, Any]]:
+    """What the default is without each of its terms, over what it is. variants: name, policy."""
+    told: list[dict[str, Any]] = []
+    for name, policy in variants.items():
+        row: dict[str, Any] = {"without": name, "policy": policy}
+        for what in ("ttft", "ttft_p99", "e2e"):
+            ratios = {cell: ratio(rows, policy, "default", what) for cell, rows in table.items()}
+            found = _told({cell: each.ratio for cell, each in ratios.items()}, [])
+            row[what] = {key: found[key] for key in ("geometric_mean", "worst", "worst_cell")}
+        told.append(row)
+    return told
+
+
+def wrong_rows(found: dict[str, Table], base: dict[str, str]) -> list[dict[str, Any]]:
+    """The default under each wrong belief: over itself without, over the best of the others with.
+
+    base: for each belief, the name of the one that is right.
+    """
+    told: list[dict[str, Any]] = []
+    for name, table in found.items():
+        right = found[base[name]]
+        own: list[float] = []
+        others: list[float] = []
+        for cell, rows in table.items():
+            mine = values(rows, "default", "ttft")
+            own.append(middle(mine) / middle(values(right[cell], "default", "ttft")))
+            best = min(middle(values(rows, each, "ttft")) for each in rows if each != "default")
+            others.append(middle(mine) / best)
+        told.append(
+            {
+                "wrong": name,
+                "ttft_to_right": middle(own),
+                "ttft_to_right_worst": max(own),
+                "ttft_to_others": middle(others),
+                "ttft_to_others_worst": max(others),
+            }
+        )
+    return told
+
+
+def left_out_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of left-out terms of docs/policies.md."""
+    lines = [
+        "| without | mean TTFT | p99 TTFT | mean E2E | worst for mean TTFT |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        told = [
+            f"{row[w]['geometric_mean']:.3f} ({row[w]['worst']:.2f})"
+            for w in ("ttft", "ttft_p99", "e2e")
+        ]
+        lines.append(
+            f"| {row['without']} | " + " | ".join(told) + f" | {row['ttft']['worst_cell']} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def wrong_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of wrong beliefs of docs/policies.md."""
+    lines = [
+        "| the router is wrong about | mean TTFT over that of the right belief | over the best of"
+        " the others, equally wrong |",
+        "| --- | --- | --- |",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['wrong']} | {row['ttft_to_right']:.2f} ({row['ttft_to_right_worst']:.2f}) |"
+            f" {row['ttft_to_others']:.2f} ({row['ttft_to_others_worst']:.2f}) |"
+        )
+    return "\n".join([*lines, ""])
+
+
 def brief(table: Table) -> dict[str, Any]:
     """Every sample's figures, for the results file."""
     return {

@@ -221,7 +221,9 @@ class Router:
 
     def first_token(self, ticket: int, now: float) -> float:
         """Prefill is done: its work is released. Seconds since `decide`, -1 when repeated."""
-        return self._by_number[ticket >> TICKET_BITS].first_token(ticket, now)
+        lane = self._by_number[ticket >> TICKET_BITS]
+        lane.learn_pace(ticket, now)
+        return lane.first_token(ticket, now)
 
     def progress(self, ticket: int, output_tokens: int) -> None:
         """`output_tokens` generated so far in all."""

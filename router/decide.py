@@ -29,7 +29,7 @@ from warmlane.router.candidates import (
 from warmlane.router.errors import NoReplica
 from warmlane.router.interfaces import Filter, Picker
 from warmlane.router.pickers import Best
-from warmlane.router.pool import Pool
+from warmlane.router.pool import Pool, Replica
 from warmlane.router.registry import Parts
 from warmlane.router.types import Kind, ReplicaState, Request
 from warmlane.scorers import DEFAULT_MIX, WEIGHTED_MIX
@@ -92,6 +92,7 @@ class Decider:
         self.mix = default_mix(parts) if self._subset_only else None
         priced = [each.scorer for each in parts.scorers if isinstance(each.scorer, PriceScorer)]
         self.price = priced[0].price if priced else None
+        self._paced: list[Replica | None] = []  # whose pace the price has learned, by slot
 
     def begin(self, model: str, adapter: str, prompt_tokens: float, now: float) -> CandidateColumns:
         """Candidates for a request, before filters; the caller fills in the hits."""
@@ -304,6 +305,11 @@ class Decider:
 
     def _resize(self) -> None:
         size = len(self.pool)
+        if self.price is not None:
+            for slot, (old, new) in enumerate(zip(self._paced, self.pool.replicas, strict=False)):
+                if old is not new:
+                    self.price.forget(slot)
+            self._paced = list(self.pool.replicas)
         self._version = self.pool.version
         self._masks.clear()
         self._rests.clear()

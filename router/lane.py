@@ -289,6 +289,12 @@ class Lane(Desk):
         if opened is not None and opened.slot != slot and self.pool.replicas[slot] is not None:
             self._move(opened, ticket & _TICKET_MASK, slot)
 
+    def learn_pace(self, ticket: int, now: float) -> None:
+        """A first token was seen, not predicted: what it says of its replica's pace."""
+        opened = self._open.get(number := ticket & _TICKET_MASK)
+        if opened is not None and opened.request.stream and self.decider.price is not None:
+            self.decider.price.heard(opened.slot, *self._ledger.waited_for(number, now))
+
     def first_token(self, ticket: int, now: float) -> float:
         """Prefill is done. Seconds since the decision, -1 when late or repeated."""
         number = ticket & _TICKET_MASK
@@ -296,10 +302,9 @@ class Lane(Desk):
         if seconds >= 0:
             self._metrics.ttft(self._name, seconds)
             opened = self._open.get(number)
-            if opened is not None:
-                decision = opened.decision
-                if decision.view == "approximate":
-                    self._trust.sent(opened.slot, opened.raw_hit, decision.prompt_tokens)
+            if opened is not None and opened.decision.view == "approximate":
+                prompt = opened.decision.prompt_tokens
+                self._trust.sent(opened.slot, opened.raw_hit, prompt)
         return seconds
 
     def progress(self, ticket: int, output_tokens: int) -> None:
@@ -392,8 +397,5 @@ class Lane(Desk):
 
     def _full(self) -> NoReplica:
         self._metrics.limit_reached("tickets")
-        return NoReplica(
-            f"{self.pool.ledger.open_tickets} requests of pool {self.pool.name!r} are under way",
-            status=429,
-            retry_after_s=RETRY_AFTER_S,
-        )
+        told = f"{self.open_tickets} requests of pool {self.pool.name!r} are under way"
+        return NoReplica(told, status=429, retry_after_s=RETRY_AFTER_S)

@@ -23,6 +23,9 @@ class ClosedLane:
     def rest(self, ticket: int, now: float, ready_only: bool) -> tuple[int, ...]:
         return ()
 
+    def learn_pace(self, ticket: int, now: float) -> None:
+        """Too late."""
+
     def first_token(self, ticket: int, now: float) -> float:
         return -1.0
 

@@ -54,6 +54,7 @@ POLICIES: Mapping[str, Policy] = {
             "dualmap": "DualMap",
         }.items()
     },
+    "llmd-weighted-live": Policy(({"name": f"{BASELINES}:LlmdWeighted", "live": True},), "best"),
     "lmetric-queued": Policy(({"name": f"{BASELINES}:LMetric", "queued": True},), "best"),
     "power-of-two": Policy((), f"{BASELINES}:PowerOfTwo"),
 }

@@ -22,8 +22,8 @@ SECONDS_PER_TOKEN: Final = 40e-6  # of prefill, the default of `Price`
 class PriceScorer:
     """Parameters are those of `_core.price.Price`; the defaults are meant for every fleet."""
 
-    def __init__(self, **constants: float) -> None:
-        self.price = Price(**constants)
+    def __init__(self, *, learn: bool = True, **constants: float) -> None:
+        self.price = Price(learn=bool(learn), **constants)
         self._per_s = 1.0 / constants.get("seconds_per_token", SECONDS_PER_TOKEN)
 
     def score(self, request: Request, candidates: Candidates) -> array[float]:

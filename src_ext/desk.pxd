@@ -96,6 +96,8 @@ cdef class Desk:
     cdef int sent(self, Pick *pick) except -1
     cdef int book(self, int slot, const uint64_t *keys, size_t count) except -1
     cdef int first_token(self, Lead lead, Pick *pick, double now) except -1
+    # A streamed first token was seen (not predicted, no whole answer): before `first_token`.
+    cdef int learn_pace(self, Pick *pick, double now) except -1
     # The end of a good answer. answer: what it said, NULL when it was not read.
     cdef int settle(self, Lead lead, Pick *pick, const Answer *answer, double now) except -1
     # The end of another one, which teaches nothing: its slot, -1 when it was closed before.

@@ -273,6 +273,14 @@ cdef class Desk:
             self.journal.note(slot, 0, keys, count)
         return self.tree.touch_keys(slot, keys, count)
 
+    cdef int learn_pace(self, Pick *pick, double now) except -1:
+        cdef double seconds, tokens
+        if self.mix is not None and self.mix.price is not None:
+            tokens = self.ledger.line_of(pick.ticket, now, &seconds)
+            if tokens >= 0.0:
+                self.mix.price.learn(pick.slots[0], tokens, seconds)
+        return 0
+
     cdef int first_token(self, Lead lead, Pick *pick, double now) except -1:
         cdef double seconds = self.ledger.begin_decoding(pick.ticket, now)
         if seconds >= 0:

@@ -4,7 +4,7 @@ Four columns by slot, each a flat buffer that scorers read in place; a change is
 that the same code works on memory shared by several router processes. Doubles hold whole tokens
 only: sums and differences stay exact below 2**53.
 
-Tickets live in a table of their own, private to the process: 56 bytes each, a free list and a ring
+Tickets live in a table of their own, private to the process: 64 bytes each, a free list and a ring
 in order of opening. A ticket number is generation << 20 | index, never 0, below 2**48; a number
 whose generation has passed is stale.
 """
@@ -22,6 +22,7 @@ cdef struct Ticket:
     uint32_t newer          # ring of open tickets in order of opening; on the free list: next
     uint32_t older
     int32_t decoding        # 1 after the first token
+    double line             # prefill tokens at the slot when it was opened, its own too; -1: moved
 
 
 cdef class Ledger:
@@ -50,6 +51,8 @@ cdef class Ledger:
     cdef int64_t enter(
         self, Py_ssize_t slot, double prefill, double decode, double now, double output
     ) noexcept                                                      # 0: full
+    # Tokens in line at opening, and seconds since; -1: past the first token, moved or closed.
+    cdef double line_of(self, int64_t number, double now, double* seconds) noexcept
     cdef double begin_decoding(self, int64_t number, double now) noexcept   # -1: late or repeated
     cdef void advance(self, int64_t number, double output) noexcept
     cdef int leave(self, int64_t number, double now, double* seconds) noexcept  # slot, -1: late

@@ -178,9 +178,21 @@ cdef class Ledger:
         self.tickets[0].older = index
         wl_add_int(&self.request_count[slot], 1)
         wl_add_double(&self.prefill_sum[slot], ticket.prefill)
+        ticket.line = self.prefill_sum[slot]
         wl_add_double(&self.decode_sum[slot], ticket.decode)
         self.open_tickets += 1
         return <int64_t>ticket.generation << INDEX_BITS | index
+
+    cdef double line_of(self, int64_t number, double now, double* seconds) noexcept:
+        cdef Ticket* entry
+        seconds[0] = -1.0
+        if self.slot_now(number) < 0:
+            return -1.0
+        entry = &self.tickets[number & INDEX_MASK]
+        if entry.decoding or entry.line < 0.0:
+            return -1.0
+        seconds[0] = max(0.0, now - entry.opened)
+        return entry.line
 
     cdef double begin_decoding(self, int64_t number, double now) noexcept:
         cdef Ticket* entry = self.live(number)
@@ -255,7 +267,13 @@ cdef class Ledger:
             entry.prefill = whole(prefill_tokens)
             wl_add_double(&self.prefill_sum[slot], entry.prefill)
         entry.slot = <int32_t>slot
+        entry.line = -1.0
         return True
+
+    def waited_for(self, int64_t ticket, double now):
+        cdef double seconds
+        cdef double tokens = self.line_of(ticket, now, &seconds)
+        return (tokens, seconds)
 
     def first_token(self, int64_t ticket, double now):
         return self.begin_decoding(ticket, now)

@@ -109,8 +109,9 @@ cdef int score_prices(
             hits[at] = (hit if hit < most else most) * view.trust[at]
         waiting[at] = prefill_at(view, at)
         running[at] = open_at(view, at)
+    price.cover(view.size)
     greatest = fill_prices(
-        &price.rates, view.prompt, hits, waiting, running, view.placed, view.kept,
+        &price.rates, price.factors, view.prompt, hits, waiting, running, view.placed, view.kept,
         view.size, totals,
     )
     if not isfinite(greatest):

@@ -1,15 +1,25 @@
 """The price of sending a request to each replica, in tokens of prefill. See price.pyi.
 
 own(u, c)  = u + q u (c + u / 2)            work of u new tokens behind c cached ones
-price(r)   = V_r f                          prefill in line there, f the work of a token of it
-           + own (1 + theta + i min(n_r, m))    mine, what it delays later, the n_r that run there
+price(r)   = F_r V_r f                      prefill in line there, f the work of a token of it
+           + own (F_r + theta + F_r i min(n_r, m))  mine, delays later, the n_r that run there
            + x n_r o (k (L + o / 2) + s)    what my o tokens of decoding cost them
            + g own(c_max - c, c)            a copy of what another replica holds pushes others out
            + min(w (P_r - P_min), limit)    lately placed tokens: caches are filled evenly
 theta      = p lambda mean(V) / (1 - rho)   arrivals that wait until the backlog clears
+F_r        how much slower than the middle replica this one prefills, learned (pace.h); what is
+           saved for others is in tokens of the middle one, else a slow replica looks dear when
+           everybody is busy and a fast one cheap whatever its line
 """
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
+
+
+cdef extern from "pace.h":
+    ctypedef struct Pace:
+        double base
+        double slope
+        double count
 
 
 cdef struct Rates:
@@ -24,9 +34,9 @@ cdef struct Rates:
 
 cdef double own_work(const Rates* rates, double uncached, double cached) noexcept nogil
 # Fills `prices` where kept; the greatest of them, infinity when one is not finite. hits, waiting,
-# placed: tokens; running: requests.
+# placed: tokens; running: requests; factors: F of each slot.
 cdef double fill_prices(
-    const Rates* rates, double prompt, const double* hits, const double* waiting,
+    const Rates* rates, const double* factors, double prompt, const double* hits, const double* waiting,
     const double* running, const double* placed, const uint8_t* kept, Py_ssize_t size,
     double* prices,
 ) noexcept nogil
@@ -40,4 +50,13 @@ cdef class Price:
     cdef readonly double own_rate, own_work             # of this router: 1/s, tokens a second
     cdef double other_rate, other_work                  # of the others at the same replicas
 
+    cdef bint learns
+    cdef Pace* paces                                    # by slot
+    cdef double* factors                                # by slot
+    cdef Py_ssize_t slots
+
     cdef void note(self, double prompt, double hit) noexcept nogil
+    cdef void compare(self) noexcept nogil              # factors from paces
+    cdef int cover(self, Py_ssize_t slots) except -1    # room for so many slots
+    # A first token came `seconds` after the decision, with so many tokens in line at that time.
+    cdef int learn(self, Py_ssize_t slot, double tokens, double seconds) except -1

@@ -19,7 +19,9 @@ class Price:
     backlog. seconds_per_token: of prefill, for the load alone. rho_cap: greatest utilisation
     believed. window_s: memory of the arrival rate. output: expected tokens of an answer until
     `tick` says better. spread: weight of a token that was placed there of late beyond the least
-    filled, up to spread_limit in all.
+    filled, up to spread_limit in all. learn: whether replicas may turn out to be of unequal pace
+    (`heard`); what is within half of the middle one counts as equal, what is slower or faster is
+    believed up to 4 times.
     Raises ValueError for what is negative, infinite or out of range.
     """
 
@@ -40,6 +42,7 @@ class Price:
         spread: float = 0.005,
         spread_limit: float = 4096.0,
         crowd: float = 20.0,
+        learn: bool = True,
     ) -> None: ...
     def prices(
         self,
@@ -74,11 +77,24 @@ class Price:
         """
 
     def damp(self, share: float) -> None:
-        """Prices that exceed the least by less than that share of the whole prompt's work are equal.
+        """Prices above the least by less than that share of the whole prompt's work are equal.
 
         For a router that does not know of others' work and prefixes; 0 (the beginning): keen.
         Raises ValueError for what is negative or not finite.
         """
+
+    def heard(self, slot: int, tokens: float, seconds: float) -> None:
+        """A first token came `seconds` after its decision, with so many uncached tokens in line.
+
+        The line holds the request's own. Only what was observed, streamed, and not sent again;
+        negative values are ignored.
+        """
+
+    def forget(self, slot: int) -> None:
+        """Another replica has the slot."""
+
+    def pace(self, slot: int) -> tuple[float, float, float, int]:
+        """(factor of its prices, seconds before any token, seconds a token, samples)."""
 
     def tick(self, now: float, replicas: int, output: float) -> None:
         """Now and then (a second or so): rates as of `now` over that many replicas.
@@ -97,3 +113,5 @@ class Price:
     @property
     def work(self) -> float:
         """Work of a typical token in line, in tokens without attention."""
+
+def _fail_alloc_after(n: int) -> None: ...

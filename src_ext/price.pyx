@@ -2,10 +2,27 @@
 
 cimport cython
 from libc.math cimport INFINITY, exp, isfinite
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 from warmlane._core.columns cimport Column, Scope, borrow, borrow_out, give_back
 
+
+cdef extern from "alloc.h":
+    void* wl_realloc(void* old, size_t size_bytes) nogil
+    void wl_free(void* block) nogil
+    void wl_alloc_fail_after(long n)
+
+cdef extern from "pace.h":
+    double PACE_FIRST
+    void pace_reset(Pace* pace, double slope) nogil
+    void pace_learn(Pace* pace, double thousands, double seconds) nogil
+    double pace_middle(const Pace* paces, int64_t size) nogil
+
+cdef enum:
+    MAX_SLOTS = 1 << 16
+
+cdef double FACTOR_MOST = 4.0       # beyond, a replica is ill rather than slow
+cdef double FACTOR_LEAST = 0.65     # 1 / 1.54: closer ones may differ by their load alone
 cdef double MEAN_STEP = 0.005  # exponential mean over about the last 200 decisions
 
 
@@ -14,12 +31,12 @@ cdef double own_work(const Rates* rates, double uncached, double cached) noexcep
 
 
 cdef double fill_prices(
-    const Rates* rates, double prompt, const double* hits, const double* waiting,
-    const double* running, const double* placed, const uint8_t* kept, Py_ssize_t size,
-    double* prices,
+    const Rates* rates, const double* factors, double prompt, const double* hits,
+    const double* waiting, const double* running, const double* placed, const uint8_t* kept,
+    Py_ssize_t size, double* prices,
 ) noexcept nogil:
     cdef double most = 0.0, total = 0.0, own, ahead, decode, count = 0.0, greatest = 0.0
-    cdef double least = INFINITY, filled, crowd, best = INFINITY
+    cdef double least = INFINITY, filled, crowd, factor, best = INFINITY
     cdef Py_ssize_t at
     for at in range(size):
         if kept[at]:
@@ -35,9 +52,10 @@ cdef double fill_prices(
         own = own_work(rates, prompt - hits[at], hits[at])
         crowd = running[at] if running[at] < rates.crowd else rates.crowd
         filled = rates.spread * (placed[at] - least)
+        factor = factors[at]
         prices[at] = (
-            waiting[at] * rates.work
-            + own * (1.0 + ahead + rates.interference * crowd)
+            factor * waiting[at] * rates.work
+            + own * (factor + ahead + factor * rates.interference * crowd)
             + rates.decode * running[at] * decode
             + rates.copy * own_work(rates, most - hits[at], hits[at])
             + (filled if filled < rates.spread_limit else rates.spread_limit)
@@ -63,7 +81,7 @@ cdef class Price:
         double context=1e-3, double sequence=0.2, double copy=1.0, double strength=2.0,
         double seconds_per_token=40e-6, double rho_cap=0.9, double window_s=60.0,
         double output=256.0, double spread=0.005, double spread_limit=4096.0,
-        double crowd=20.0,
+        double crowd=20.0, bint learn=True,
     ):
         given = (pair, interference, decode, context, sequence, copy, strength, output,
                  spread, spread_limit, crowd)
@@ -84,6 +102,66 @@ cdef class Price:
         self.at = -1.0
         self.mean_own = self.mean_uncached = self.mean_prompt = 0.0
         self.own_rate = self.own_work = self.other_rate = self.other_work = 0.0
+        self.learns = learn
+
+    def __dealloc__(self):
+        wl_free(self.paces)
+        wl_free(self.factors)
+
+    cdef int cover(self, Py_ssize_t slots) except -1:
+        cdef Py_ssize_t at
+        cdef void* grown
+        if slots <= self.slots:
+            return 0
+        if slots > MAX_SLOTS:
+            raise ValueError(f"{slots} slots: at most {MAX_SLOTS}")
+        grown = wl_realloc(self.paces, <size_t>slots * sizeof(Pace))
+        if grown == NULL:
+            raise MemoryError("no memory for the pace of replicas")
+        self.paces = <Pace*>grown
+        grown = wl_realloc(self.factors, <size_t>slots * sizeof(double))
+        if grown == NULL:
+            raise MemoryError("no memory for the pace of replicas")
+        self.factors = <double*>grown
+        for at in range(self.slots, slots):
+            pace_reset(&self.paces[at], self.seconds * 1000.0)
+            self.factors[at] = 1.0
+        self.slots = slots
+        return 0
+
+    cdef int learn(self, Py_ssize_t slot, double tokens, double seconds) except -1:
+        if not self.learns or slot < 0 or not isfinite(tokens) or not isfinite(seconds):
+            return 0
+        self.cover(slot + 1)
+        if tokens >= 0.0 and seconds >= 0.0:
+            pace_learn(&self.paces[slot], tokens / 1000.0, seconds)
+        return 0
+
+    def heard(self, Py_ssize_t slot, double tokens, double seconds):
+        self.learn(slot, tokens, seconds)
+
+    def forget(self, Py_ssize_t slot):
+        if 0 <= slot < self.slots:
+            pace_reset(&self.paces[slot], self.seconds * 1000.0)
+            self.factors[slot] = 1.0
+
+    def pace(self, Py_ssize_t slot):
+        if not 0 <= slot < self.slots:
+            return (1.0, 0.0, 0.0, 0)
+        pace = self.paces[slot]
+        return (self.factors[slot], pace.base, pace.slope / 1000.0, int(pace.count))
+
+    cdef void compare(self) noexcept nogil:
+        cdef double middle = pace_middle(self.paces, self.slots), factor
+        cdef Py_ssize_t at
+        for at in range(self.slots):
+            factor = 1.0
+            if middle > 0.0 and self.paces[at].count >= PACE_FIRST:
+                factor = self.paces[at].slope / middle
+                factor = min(max(factor, 1.0 / FACTOR_MOST), FACTOR_MOST)
+                if FACTOR_LEAST <= factor <= 1.0 / FACTOR_LEAST:
+                    factor = 1.0
+            self.factors[at] = factor
 
     cdef void note(self, double prompt, double hit) noexcept nogil:
         cdef double own = own_work(&self.rates, prompt - hit, hit)
@@ -114,6 +192,7 @@ cdef class Price:
         kept = exp(-(now - self.at) / self.window)
         self.known = self.known * kept + (now - self.at)
         self.at = now
+        self.compare()
         self.own_rate = self.arrived / self.known
         self.own_work = self.worked / self.known
         rate = (self.own_rate + self.other_rate) / replicas
@@ -143,9 +222,10 @@ cdef class Price:
                                (prices.size, "out")):
                 if each < kept.size:
                     raise ValueError(f"{name} has {each} slots, {kept.size} are needed")
+            self.cover(kept.size)
             greatest = fill_prices(
-                &self.rates, prompt, <const double*>held.data, <const double*>line.data,
-                <const double*>busy.data, <const double*>filled.data,
+                &self.rates, self.factors, prompt, <const double*>held.data,
+                <const double*>line.data, <const double*>busy.data, <const double*>filled.data,
                 <const uint8_t*>kept.data, kept.size, <double*>prices.data,
             )
             if not isfinite(greatest):
@@ -165,3 +245,7 @@ cdef class Price:
     @property
     def work(self):
         return self.rates.work
+
+
+def _fail_alloc_after(n):
+    wl_alloc_fail_after(n)

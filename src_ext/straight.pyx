@@ -186,6 +186,7 @@ cdef class Straight(Course):
             self.response = None
             return self.hand_on_with(data, size)
         now = monotonic()
+        self.lead.desk.learn_pace(&self.pick, now)
         self.lead.desk.first_token(self.lead, &self.pick, now)
         self.let_go(now)
         self.close = self.front.closing

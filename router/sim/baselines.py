@@ -49,8 +49,15 @@ class LlmdWeighted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """llm-d's default profile of 2025: weighted sum of prefix share, queue and KV use.
 
     3 x cached share of the prompt + 2 x queue (least waiting 1, most waiting 0, all equal 1)
-    + 2 x free share of the KV cache. Weights of its precise-prefix guide.
+    + 2 x free share of the KV cache. Weights of its precise-prefix guide. Queue and KV use are
+    what the engines tell, as there (its queue scorer reads vllm:num_requests_waiting, every
+    `scrape_s`): a prompt that is being computed, and one sent since, do not wait. live: the queue
+    of our own ledger instead, which the original does not have.
     """
+
+    scrape_s: ClassVar[float] = 0.05  # its refresh interval; the lab scrapes as often for it
+
+    live: bool = False
 
     prefix: float = 3.0
     queue: float = 2.0
@@ -58,7 +65,7 @@ class LlmdWeighted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def score(self, request: Request, candidates: Candidates) -> array[float]:
         slots, out = _eligible(candidates), candidates.out
-        waiting = candidates.waiting
+        waiting: Sequence[float] = candidates.waiting if self.live else _scraped(candidates)
         low = min((waiting[slot] for slot in slots), default=0.0)
         high = max((waiting[slot] for slot in slots), default=0.0)
         prompt, whole = max(1.0, candidates.prompt_tokens), self.prefix + self.queue + self.kv
@@ -69,6 +76,14 @@ class LlmdWeighted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             total += self.kv * (1.0 - min(1.0, candidates.kv_usage[slot]))
             out[slot] = total / whole if whole else 0.0
         return out
+
+
+def _scraped(candidates: Candidates) -> list[float]:
+    """Waiting requests as the last scrape of each replica told."""
+    return [
+        float(each.load.waiting) if each is not None and each.load is not None else 0.0
+        for each in candidates.replicas
+    ]
 
 
 class LlmdAffinity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

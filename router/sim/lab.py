@@ -173,6 +173,9 @@ class Lab:
             for change in options.changes:
                 if change.what == "join":
                     seat.pool.set_state(change.slot, ReplicaState.JOINING)
+        scorers = [each.scorer for each in self.seats[0].lane.decider.parts.scorers]
+        self._fresh_s = max((getattr(each, "scrape_s", 0.0) for each in scorers), default=0.0)
+        self._fresh_at = 0.0
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = count()
         self._live: dict[int, _Live] = {}
@@ -256,6 +259,8 @@ class Lab:
         seat = live.seat
         prepared = Prepared(request, seat.prepared.target, seat.lane, key)
         self._caches.now = now
+        if self._fresh_s and now >= self._fresh_at:
+            self._refresh(seat, now)
         try:
             decision = seat.router.decide_prepared(prepared, now, self._chance.bits())
         except NoReplica:
@@ -326,6 +331,17 @@ class Lab:
                 self._at(now + self.options.share_lag_s, partial(other.sharer.hear, data))
         if self._open:
             self._at(now + self.options.share_s, partial(self._tell, seat))
+
+    def _refresh(self, seat: Seat, now: float) -> None:
+        """What a policy that scrapes for itself sees: queue and KV use, at most _fresh_s old."""
+        self._fresh_at = now + self._fresh_s
+        for slot, replica in enumerate(seat.pool.replicas):
+            waiting, running, usage = self.fleet.load(slot)
+            seat.pool.kv_usage[slot] = usage
+            if replica is not None and replica.load is not None:
+                replica.load = msgspec.structs.replace(
+                    replica.load, waiting=waiting, running=running, kv_usage=usage
+                )
 
     def _scrape(self, seat: Seat, now: float) -> None:
         """What a scrape of the replicas' metrics would tell, and maintenance."""

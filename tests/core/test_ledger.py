@@ -170,3 +170,20 @@ def test_adds_of_two_processes_do_not_get_lost(tmp_path: Path) -> None:
     assert [child.wait(timeout=60) for child in children] == [0, 0]
     columns = ledger_hammer.views_of(memoryview(shared.read_bytes()), 2)
     assert [column.tolist() for column in columns] == [[0, 2], [0, 14], [0, 18], [0, 0]]
+
+
+def test_what_a_ticket_waited_for_is_known_until_its_first_token() -> None:
+    ledger = Ledger(slots=2, max_tickets=8)
+    ledger.open(1, 500, 0, 1.0)
+    ticket = ledger.open(1, 200, 0, 2.0)
+    assert ledger.waited_for(ticket, 2.5) == (700.0, 0.5)
+    stale = ledger.stale_events
+    ledger.first_token(ticket, 3.0)
+    assert ledger.waited_for(ticket, 3.0) == (-1.0, -1.0)
+    moved = ledger.open(0, 100, 0, 4.0)
+    assert ledger.moved(moved, 1, 100)
+    assert ledger.waited_for(moved, 5.0) == (-1.0, -1.0)
+    ledger.close(moved, 6.0)
+    assert ledger.waited_for(moved, 6.0) == (-1.0, -1.0)
+    assert ledger.waited_for(0, 6.0) == (-1.0, -1.0)
+    assert ledger.stale_events == stale

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.twin_price import TwinPrice
+from tests.core.twin_price import TwinPace, TwinPrice
+from warmlane._core import price as core
 from warmlane._core.price import Price
 
 Row = tuple[float, float, float, int, float]
@@ -121,3 +123,91 @@ def test_what_others_do_is_checked(value: float) -> None:
     for rates in ((value, 0.0), (0.0, value)):
         with pytest.raises(ValueError, match="others"):
             price.others(*rates)
+
+
+@given(
+    samples=st.lists(st.tuples(st.floats(0, 2e5), st.floats(0, 60)), max_size=80),
+    seconds=st.floats(1e-6, 1e-3),
+)
+def test_the_pace_equals_its_twin(samples: list[tuple[float, float]], seconds: float) -> None:
+    price, twin = Price(seconds_per_token=seconds), TwinPace(seconds * 1000)
+    for tokens, took in samples:
+        price.heard(3, tokens, took)
+        twin.learn(tokens / 1000, took)
+    _, base, slope, count = price.pace(3)
+    assert count == len(samples)
+    if samples:
+        assert base == pytest.approx(twin.theta[0], rel=1e-6, abs=1e-9)
+        assert slope * 1000 == pytest.approx(twin.theta[1], rel=1e-6, abs=1e-9)
+
+
+def taught(slowness: list[float], outliers: bool = False) -> Price:
+    """Replicas of unequal pace, each with 300 first tokens heard; ticked."""
+    price, chance = Price(), Random(5)
+    for number in range(300):
+        for slot, factor in enumerate(slowness):
+            tokens = chance.uniform(50, 20_000)
+            took = factor * (0.03 + 40e-6 * tokens) * chance.uniform(0.8, 1.3)
+            if outliers and number % 12 == 7:
+                took += 30.0
+            price.heard(slot, tokens, took)
+    price.tick(0.0, len(slowness), 100.0)
+    price.tick(1.0, len(slowness), 100.0)
+    return price
+
+
+@pytest.mark.parametrize("outliers", [False, True])
+def test_a_slow_replica_is_dearer_by_as_much(outliers: bool) -> None:
+    price = taught([1.0, 1.05, 2.5, 0.5], outliers)
+    factors = [price.pace(slot)[0] for slot in range(4)]
+    assert factors[:2] == [1.0, 1.0]
+    assert factors[2] == pytest.approx(2.5, rel=0.2)
+    assert factors[3] == pytest.approx(0.5, rel=0.2)
+    line = [(0.0, 10_000, 0, 1, 0.0)] * 4
+    prices = asked(price, 1_000, line)
+    assert prices[3] < prices[0] == prices[1] < prices[2]
+    twin = TwinPrice()
+    twin.factors = dict(enumerate(factors))
+    twin.tick(0.0, 4, 100.0)
+    twin.tick(1.0, 4, 100.0)
+    wanted = twin.prices(1_000, [0.0] * 4, [10_000.0] * 4, [0.0] * 4, [0.0] * 4, [1] * 4)
+    assert prices == pytest.approx(wanted)
+
+
+def test_what_is_slow_far_beyond_reason_is_believed_four_times() -> None:
+    price = taught([1.0, 1.0, 1.0, 50.0])
+    assert price.pace(3)[0] == 4.0
+    price.forget(3)
+    assert price.pace(3) == (1.0, 0.02, 40e-6, 0)
+    assert price.pace(99) == (1.0, 0.0, 0.0, 0)
+
+
+def test_few_samples_and_switched_off_say_nothing() -> None:
+    price = Price(learn=False)
+    for _ in range(100):
+        price.heard(0, 1e4, 0.1)
+        price.heard(1, 1e4, 5.0)
+    assert price.pace(0)[3] == 0
+    early = Price()
+    for _ in range(29):
+        early.heard(0, 1e4, 0.1)
+        early.heard(1, 1e4, 5.0)
+    for now in (0.0, 1.0):
+        early.tick(now, 2, 100.0)
+    assert [early.pace(slot)[0] for slot in (0, 1)] == [1.0, 1.0]
+    early.heard(0, -1.0, -1.0)
+    early.heard(0, float("nan"), 1.0)
+    assert early.pace(0)[3] == 29
+
+
+def test_a_failed_allocation_leaves_the_price_whole() -> None:
+    price = Price()
+    for fail_at in (0, 1):
+        core._fail_alloc_after(fail_at)
+        with pytest.raises(MemoryError):
+            price.heard(5, 1000.0, 0.1)
+    core._fail_alloc_after(-1)
+    price.heard(5, 1000.0, 0.1)
+    assert price.pace(5)[3] == 1
+    with pytest.raises(ValueError, match="slots"):
+        price.heard(1 << 20, 1000.0, 0.1)

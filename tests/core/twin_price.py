@@ -25,6 +25,7 @@ class TwinPrice:
             "spread_limit": 4096.0,
             "crowd": 20.0,
         } | given
+        self.factors: dict[int, float] = {}
         self.output = self.c["output"]
         self.ahead, self.work = 0.0, 1.0
         self.arrived = self.worked = self.known = 0.0
@@ -56,10 +57,12 @@ class TwinPrice:
             answer = self.output * (
                 self.c["context"] * (prompt + self.output / 2) + self.c["sequence"]
             )
+            delays = self.c["interference"] * min(running[slot], self.c["crowd"])
+            mine = waiting[slot] * self.work + own * (1 + delays)
             out[slot] = (
-                waiting[slot] * self.work
-                + own * (1 + theta + self.c["interference"] * min(running[slot], self.c["crowd"]))
+                self.factors.get(slot, 1.0) * mine
                 + self.c["decode"] * running[slot] * answer
+                + own * theta
                 + self.c["copy"] * self.own(most - hits[slot], hits[slot])
                 + min(self.c["spread"] * (placed[slot] - least), self.c["spread_limit"])
             )
@@ -106,3 +109,33 @@ class TwinPrice:
             self.work = self.mean_own / self.mean_uncached
         self.arrived *= kept
         self.worked *= kept
+
+
+class TwinPace:
+    """Weighted least squares over all samples with forgetting, residuals clipped as they come."""
+
+    def __init__(self, slope: float) -> None:
+        self.theta = [0.02, slope]
+        self.p = [[10.0, 0.0], [0.0, 10.0]]
+        self.usual, self.count = 0.0, 0
+
+    def learn(self, thousands: float, seconds: float) -> None:
+        kept, weight = 0.9965, 1 / (thousands + 2)
+        x = [weight, weight * thousands]
+        gain = [row[0] * x[0] + row[1] * x[1] for row in self.p]
+        under = kept + x[0] * gain[0] + x[1] * gain[1]
+        error = weight * seconds - self.theta[0] * x[0] - self.theta[1] * x[1]
+        size = abs(error)
+        if self.count >= 3 and size > 3 * self.usual:
+            size = 3 * self.usual
+            error = size if error > 0 else -size
+        rate = max(0.05 if size < self.usual else 0.02, 1 / (self.count + 1))
+        self.usual += rate * (size - self.usual)
+        self.count += 1
+        self.theta = [t + k / under * error for t, k in zip(self.theta, gain, strict=True)]
+        p = [
+            [(self.p[i][j] - gain[i] * gain[j] / under) / kept for j in range(2)] for i in range(2)
+        ]
+        if p[0][0] + p[1][1] < 1e4:
+            self.p = p
+        self.theta = [min(max(self.theta[0], 0.0), 5.0), min(max(self.theta[1], 1e-3), 5.0)]

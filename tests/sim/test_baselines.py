@@ -12,7 +12,7 @@ from warmlane.router.registry import POLICIES, build_parts
 from warmlane.router.sim import baselines as b
 from warmlane.router.sim.lab import Lab, LabOptions
 from warmlane.router.sim.workload import generate
-from warmlane.router.types import Kind, ReplicaSpec, Request
+from warmlane.router.types import Kind, LoadSnapshot, ReplicaSpec, Request
 
 
 class Seat(msgspec.Struct):
@@ -20,6 +20,7 @@ class Seat(msgspec.Struct):
 
     name: str
     spec: ReplicaSpec = ReplicaSpec(url="http://a:1")
+    load: LoadSnapshot | None = None
 
 
 class Columns:
@@ -75,7 +76,8 @@ def test_scores_are_finite_and_within_bounds(part: type) -> None:
 
 def test_weighted_sum() -> None:
     columns = Columns()
-    columns.waiting = array("d", [4.0, 0.0, 2.0])
+    for seat, waiting in zip(columns.replicas, (4.0, 0.0, 2.0), strict=True):
+        seat.load = LoadSnapshot(taken_at=0.0, waiting=waiting)
     columns.hit_tokens = array("d", [1000.0, 0.0, 0.0])
     assert best(b.LlmdWeighted(), columns) == [0]  # 3 + 0 + 2 against 0 + 2 + 2
     assert best(b.LlmdWeighted(prefix=1.0), columns) == [1]

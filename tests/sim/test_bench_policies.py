@@ -122,6 +122,29 @@ def test_parameters_are_set_on_the_other_half(tiny: Any, bench: Any) -> None:
 def test_every_setting_builds(bench: Any) -> None:
     runs = importlib.import_module("benchmarks.policy_runs")
     fleet = runs.fleet_of("qwen3-32b/2xh100", 2)
-    for policy in bench.KNOBS:
-        for each in bench.variants(policy):
-            build_parts(runs.pool_of(each, fleet), each)
+    names = [each for policy in bench.KNOBS for each in bench.variants(policy)]
+    names += [f"default:{fields}" for fields in bench.WITHOUT.values()]
+    names += [each for wrong in bench.WRONGS for each in bench.wrong_policies(wrong)]
+    for each in names:
+        build_parts(runs.pool_of(each, fleet), each)
+
+
+def test_wrong_beliefs_are_of_the_same_workloads(bench: Any) -> None:
+    sources = [cell.source for cell in bench.wrong_cells(bench.WRONGS[0])]
+    for wrong in bench.WRONGS:
+        found = bench.wrong_cells(wrong)
+        assert [cell.source for cell in found] == sources
+        assert all(cell.world == wrong.world for cell in found)
+
+
+def test_tables_of_left_out_terms_and_wrong_beliefs(bench: Any) -> None:
+    fast, slow = [of(1.0, 2.0)], [of(1.5, 3.0)]
+    rows = bench.left_out({"a": {"default": fast, "default:copy=0": slow}}, {"g": "default:copy=0"})
+    assert rows[0]["ttft"] == {"geometric_mean": 1.5, "worst": 1.5, "worst_cell": "a"}
+    assert "| g | 1.500 (1.50) | 1.500 (1.50) | 1.500 (1.50) | a |" in bench.left_out_markdown(rows)
+    right = {"a": {"default": fast, "other": slow}}
+    wrong = {"a": {"default": slow, "other": fast}}
+    told = bench.wrong_rows({"right": right, "wrong": wrong}, {"right": "right", "wrong": "right"})
+    text = bench.wrong_markdown(told)
+    assert "| right | 1.00 (1.00) | 0.67 (0.67) |" in text
+    assert "| wrong | 1.50 (1.50) | 1.50 (1.50) |" in text

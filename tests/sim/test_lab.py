@@ -127,3 +127,24 @@ def test_after_a_failure_a_late_view_believes_in_an_empty_cache() -> None:
     changes = tuple(Change(at_s=at, slot=slot, what="fail") for at in (5.0, 9.0) for slot in (0, 1))
     found = run("default", view="exact", view_lag_s=0.5, changes=changes)
     assert len(found.done) + found.skipped == CHATS.requests
+
+
+def test_the_default_learns_which_replicas_are_slow() -> None:
+    """Half the fleet at a third of its speed: the others take more, and answers come sooner."""
+    slow = (1.0, 0.33, 1.0, 0.33)
+    agents = generate("agent", 60, seed=4)
+
+    def play(fields: dict[str, object]) -> Run:
+        pool = PoolConfig(scorers=[{"name": "price", **fields}, {"name": "lora", "weight": 0.5}])
+        return Lab(agents, pool, LabOptions(rate=30.0, speeds=slow, think_cap_s=5.0)).run()
+
+    def ttft(found: Run) -> float:
+        return sum(done.ttft for done in found.done) / len(found.done)
+
+    learned, blind = play({}), play({"learn": False})
+    assert ttft(learned) < 0.97 * ttft(blind)
+    shares = [
+        sum(done.prompt - done.cached for done in found.done if done.slot % 2)
+        for found in (learned, blind)
+    ]
+    assert shares[0] < shares[1]

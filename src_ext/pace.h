@@ -1,0 +1,82 @@
+/* Pace of each replica: seconds to the first token = base + slope x thousand tokens ahead.
+ *
+ * Recursive least squares with forgetting, one sample an observed first token. A sample weighs
+ * 1 / (tokens + 2): what counts is the relative error, and a prompt of a few tokens says little of
+ * the slope. Residuals are clipped at what is usual there, so that a preemption or a prompt whose
+ * hit did not come true moves little. */
+#ifndef WARMLANE_PACE_H
+#define WARMLANE_PACE_H
+
+#include <math.h>
+#include <stdint.h>
+
+typedef struct {
+    double base, slope;    /* seconds, seconds a thousand tokens */
+    double p00, p01, p11;  /* covariance */
+    double usual;          /* absolute residual, weighted; below the mean */
+    double count;
+} Pace;
+
+#define PACE_KEPT 0.9965      /* half-life of 200 samples */
+#define PACE_FIRST 30.0       /* samples before a pace is believed */
+#define PACE_LEAST 1e-3       /* seconds a thousand tokens: 1 us a token */
+#define PACE_MOST 5.0
+
+static inline void pace_reset(Pace *p, double slope) {
+    p->base = 0.02;
+    p->slope = slope;
+    p->p00 = p->p11 = 10.0;
+    p->p01 = p->usual = p->count = 0.0;
+}
+
+static inline void pace_learn(Pace *p, double thousands, double seconds) {
+    double weight = 1.0 / (thousands + 2.0), x0 = weight, x1 = weight * thousands;
+    double k0 = p->p00 * x0 + p->p01 * x1, k1 = p->p01 * x0 + p->p11 * x1;
+    double under = PACE_KEPT + x0 * k0 + x1 * k1;
+    double error = weight * seconds - p->base * x0 - p->slope * x1, size = fabs(error);
+    if (p->count >= 3.0) {
+        double most = 3.0 * p->usual;
+        if (size > most) {
+            error = error < 0.0 ? -most : most;
+            size = most; /* what is usual may grow by 4 % a sample: a pace may change for good */
+        }
+    }
+    /* Down faster than up: one outlier among the first samples is soon forgotten. */
+    double rate = size < p->usual ? 0.05 : 0.02, begin = 1.0 / (p->count + 1.0);
+    p->usual += (rate > begin ? rate : begin) * (size - p->usual);
+    p->count += 1.0;
+    p->base += k0 / under * error;
+    p->slope += k1 / under * error;
+    double a = (p->p00 - k0 * k0 / under) / PACE_KEPT, b = (p->p01 - k0 * k1 / under) / PACE_KEPT;
+    double c = (p->p11 - k1 * k1 / under) / PACE_KEPT;
+    if (a + c < 1e4) { /* no wind-up while nothing new is learned */
+        p->p00 = a;
+        p->p01 = b;
+        p->p11 = c;
+    }
+    if (p->base < 0.0) p->base = 0.0;
+    if (p->base > PACE_MOST) p->base = PACE_MOST;
+    if (p->slope < PACE_LEAST) p->slope = PACE_LEAST;
+    if (p->slope > PACE_MOST) p->slope = PACE_MOST;
+}
+
+/* The middle slope of the `ready` slots whose pace is believed (the lower of two); 0: fewer than
+ * two are. */
+static inline double pace_middle(const Pace *all, int64_t size) {
+    int64_t many = 0;
+    for (int64_t i = 0; i < size; i++) many += all[i].count >= PACE_FIRST;
+    if (many < 2) return 0.0;
+    for (int64_t i = 0; i < size; i++) {
+        int64_t below = 0, equal = 0;
+        if (all[i].count < PACE_FIRST) continue;
+        for (int64_t j = 0; j < size; j++) {
+            if (all[j].count < PACE_FIRST) continue;
+            below += all[j].slope < all[i].slope;
+            equal += all[j].slope == all[i].slope;
+        }
+        if (below <= (many - 1) / 2 && (many - 1) / 2 < below + equal) return all[i].slope;
+    }
+    return 0.0;
+}
+
+#endif
