@@ -302,9 +302,8 @@ class Lane(Desk):
         if seconds >= 0:
             self._metrics.ttft(self._name, seconds)
             opened = self._open.get(number)
-            if opened is not None and opened.decision.view == "approximate":
-                prompt = opened.decision.prompt_tokens
-                self._trust.sent(opened.slot, opened.raw_hit, prompt)
+            if opened is not None and (told := opened.decision).view == "approximate":
+                self._trust.sent(opened.slot, opened.raw_hit, told.prompt_tokens)
         return seconds
 
     def progress(self, ticket: int, output_tokens: int) -> None:
