@@ -5,7 +5,7 @@ inside it or in `chat_template.jinja` / `chat_template.json`. No hub, no network
 of the `exact` extra (tokenizers, jinja2), so it is imported only where a config names a tokenizer.
 
 Encoding runs in worker threads: the library's plain `encode` holds the interpreter for 18 ms at
-64 KB, `encode_batch_fast` frees it.
+64 KB, `encode_batch_fast` frees it. Where `fastokens` is installed and proven equal, it encodes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from warmlane.router.encoding import Encoder
 from warmlane.router.errors import ConfigError
 from warmlane.router.templates import ChatTemplate, ContentFormat, Untranslatable
 from warmlane.router.token_jobs import TEXTS, Job
+from warmlane.router.tokenizer_fast import faster
 
 # Words of which no tokenizer makes special tokens, to find what it puts around a prompt.
 _PLAIN: Final = "warm lane"
@@ -94,7 +95,7 @@ def load(path: str, max_bytes: int, where: str) -> LocalTokenizer:
         raise ConfigError(f"{where}: {file}: no readable tokenizer: {error}") from error
     config = _read_json(folder / "tokenizer_config.json", where)
     try:
-        encoder = Encoder(HfBackend(tokenizer), max_bytes, TEXTS)
+        encoder = Encoder(faster(file, HfBackend(tokenizer)), max_bytes, TEXTS)
         template = _template(folder, config, where)
     except ValueError as error:
         raise ConfigError(f"{where}: {folder}: {error}") from error

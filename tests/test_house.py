@@ -55,7 +55,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.encoding", 5),
     ("warmlane.router.templates", 5),
     ("warmlane.router.token_jobs", 5),
-    ("warmlane.router.tokenizer_local", 5),
+    ("warmlane.router.tokenizer_*", 5),
     ("warmlane.router.index", 3),
     ("warmlane.router.exact", 3),
     ("warmlane.router.trust", 3),
@@ -126,6 +126,7 @@ IMPURE_WHERE = {"warmlane.router.metrics_export": {"prometheus_client"}}
 # Third-party packages by the lowest floor that may use them.
 PACKAGES = {
     "jinja2": 5,
+    "fastokens": 5,
     "tokenizers": 5,
     "msgspec": 1,
     "yaml": 2,
