@@ -65,13 +65,13 @@ def faster(file: Path, truth: Backend) -> Backend:
     try:
         made = FastBackend(file, truth)
         different = unequal(made, truth)
+        if not different:
+            log.info("event=fast_tokenizer file=%s state=on", file)
+            return made
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         different = str(error) or type(error).__name__
-    if different:
-        log.warning('event=fast_tokenizer file=%s state=off why="%s"', file, different)
-        return truth
-    log.info("event=fast_tokenizer file=%s state=on", file)
-    return made
+    log.warning('event=fast_tokenizer file=%s state=off why="%s"', file, different)
+    return truth
 
 
 def unequal(one: Backend, other: Backend) -> str:

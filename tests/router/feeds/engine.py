@@ -44,6 +44,8 @@ class Engine:
         self.delay_s = 0.0
         self.event_sources: Any = None  # of GET /kv_event_sources; None: 404
         self.tokenize: Any = None  # body of POST /tokenize -> token ids; None: 404
+        self.tokenize_gate = asyncio.Event()  # an answer to that waits here
+        self.tokenize_gate.set()
         self.seen: dict[str, int] = {}
         self.gate = asyncio.Event()  # a stream waits here after its first token
         self.gate.set()
@@ -98,6 +100,7 @@ class Engine:
         if path == "/tokenize" and self.tokenize is not None:
             if refused:
                 return web.json_response({"error": "Unauthorized"}, status=401)
+            await self.tokenize_gate.wait()
             ids = self.tokenize(await request.json())
             return web.json_response({"count": len(ids), "tokens": ids})
         if path == self.metrics_path:

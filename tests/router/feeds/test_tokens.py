@@ -70,6 +70,34 @@ async def test_proven_lost_and_proven_again(source: str, tmp_path: Path) -> None
             await feeds.close()
 
 
+async def test_late_ids_leave_the_request_to_the_approximate_view(tmp_path: Path) -> None:
+    """It goes on as it was, at its budget's end and counted; the same prompt is known next time."""
+    local = load(str(folder.save(tmp_path / "model", folder.byte_level())), 0, "")
+    async with Engine() as one:
+        one.tokenize = answering(local)
+        feeds, pool = feeds_of(config_of(one, tokenizer="engine"))
+        await feeds.start()
+        try:
+            await until(lambda: [each.token_features for each in pool] == [ALL])
+            one.tokenize_gate.clear()
+            request, _ = parse("POST", "/v1/chat/completions", {}, BODY)
+            assert feeds.tokens is not None
+            found = await feeds.tokens.ids(request, pool.name, BODY)
+            # Without token ids no exact view decides: tests/router/test_exact.py has the decision.
+            assert found is request and found.tokens is None
+            counted = feeds.metrics.counts["warmlane_token_requests_total"]
+            assert counted == {(pool.name, "late"): 1}
+            one.tokenize_gate.set()  # what was begun is finished, and remembered
+            model = feeds.tokens.models[pool.name]
+            await until(lambda: model._in_hand == 0)
+            asked = one.seen["/tokenize"]
+            while found.tokens is None:  # on a busy machine even a look-up may be late
+                found = await feeds.tokens.ids(request, pool.name, BODY)
+            assert counted[pool.name, "exact"] == 1 and one.seen["/tokenize"] == asked
+        finally:
+            await feeds.close()
+
+
 async def test_an_engine_without_the_path_or_with_garbage_proves_nothing() -> None:
     async with Engine() as one, Engine() as two:
         two.tokenize = lambda _: ["no", "ids"]
