@@ -23,7 +23,8 @@ from benchmarks.policy_cells import LLAMA, MIXED, SAMPLES, SOURCES, Cell
 from warmlane._core.hashing import digest
 from warmlane.router.config import PoolConfig
 from warmlane.router.registry import POLICIES
-from warmlane.router.sim.lab import Lab, LabOptions
+from warmlane.router.sim.lab import Lab
+from warmlane.router.sim.lab_run import LabOptions
 from warmlane.router.sim.lab_world import Change
 from warmlane.router.sim.replay import fleet_of, pool_for
 from warmlane.router.sim.replay_report import Figures, Slo, figures

@@ -18,8 +18,10 @@ from warmlane._core.leads import Picked
 from warmlane.envoy import messages as wire
 from warmlane.envoy.partial import parse_start, reckon, renamed, told_length, with_told_model
 from warmlane.envoy.picker import DESTINATION, Way
-from warmlane.envoy.reply import FAILED, Reply
+from warmlane.envoy.queued import BODY, Queued
+from warmlane.envoy.reply import FAILED
 from warmlane.envoy.streams import OK
+from warmlane.router.admission_read import marked
 from warmlane.router.errors import NoReplica, RequestError, RouterError
 from warmlane.router.feeds.adapters import not_loaded
 from warmlane.router.lane import Prepared
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 
 # Phases of the request half; `_core.proc_course` knows them too.
 START: Final = 0  # no message yet
-BODY: Final = 1  # headers seen, the choice waits for the body
-WAITING: Final = 2  # for the prompt's token ids, or a load; the request is whole
 CHOSEN: Final = 3  # the choice is answered; what still comes passes
 REFUSED: Final = 4  # answered in place of an engine
 
@@ -62,14 +62,10 @@ class _How(NamedTuple):
     watching: bool
 
 
-class Choice(Reply):
+class Choice(Queued):
     """See the module. Base of `Session`."""
 
     __slots__ = ()
-
-    def _chosen(self) -> None:
-        """The choice that messages waited for is made."""
-        raise NotImplementedError
 
     def _choose(self, kind: int, body: bytes, seen: int = WHOLE) -> None:
         """The request is whole, or as whole as it gets: decide, and answer the message `kind`.
@@ -98,6 +94,8 @@ class Choice(Reply):
                 request = self._steered(request, head)
             if seen == WHOLE and method == "POST" and not (body and request.model):
                 self._check_model(head.path, body)
+            if picker.admission is not None and not watching:
+                request = marked(request, head.headers, body, picker.admission)
         except RouterError as error:
             self._not_chosen(error, how)
             return
@@ -133,26 +131,37 @@ class Choice(Reply):
             self._ways = picker.ways(prepared.target.pool)
             now = monotonic()
             if acts and not watching:
-                decision = self._decision = prepared.lane.decide(prepared, now, rand)
-                self._slot, self._open = decision.choices[0], True
+                gate = prepared.lane.gate
+                if gate is None or not gate.active:
+                    decision = prepared.lane.decide(prepared, now, rand)
+                else:
+                    told = partial(self._admitted, prepared.lane.pool, request, out, how)
+                    found = self._offer(gate, prepared, now, rand, told, body)
+                    if found is None:
+                        return
+                    decision = found
+                self._decision, self._slot, self._open = decision, decision.choices[0], True
             else:
                 decision = self._decide_beside(prepared, now, rand, watching)
         except RouterError as error:
             self._not_chosen(error, how)
             return
-        done = monotonic()
-        picker.metrics.decision(decision.pool, done - now)
+        picker.metrics.decision(decision.pool, monotonic() - now)
         if watching:
             self._pass(kind, body)
             return
+        self._decided(prepared.lane.pool, request, out, how)
+
+    def _decided(self, pool: Pool, request: Request, out: bytes, how: _How) -> None:
+        """The replica is chosen; it may have to load the request's adapter."""
+        picker, decision = self._picker, self._decision
         if decision.adapter:
-            pool = prepared.lane.pool
             then = partial(self._with_adapter, pool, request, out, how)
             self._waiting = picker.loading(pool, decision, then)
             if self._waiting is not None:
-                self._await(body)
+                self._await(how.body)
                 return
-        self._send(request, out, how, done)
+        self._send(request, out, how, monotonic())
 
     def _with_adapter(
         self, pool: Pool, request: Request, out: bytes, how: _How, loading: Loading
@@ -176,13 +185,6 @@ class Choice(Reply):
             self._crashed()
         assert self._wake is not None, "the stream is open"
         self._wake()
-
-    def _await(self, body: bytes) -> None:
-        """Nothing is answered until `_waiting` ends."""
-        self._phase, self._late = WAITING, []
-        if not self._held:  # a body that came in one message is held from now on
-            self._held = len(body)
-            self._picker.buffered += self._held
 
     def _send(self, request: Request, out: bytes, how: _How, now: float) -> None:
         """The replica is chosen: tell the gateway."""
@@ -362,7 +364,7 @@ class Choice(Reply):
         if isinstance(error, RequestError):
             reason = error.code or str(error.status)
         else:
-            reason = "no_replica" if isinstance(error, NoReplica) else "error"
+            reason = (error.code or "no_replica") if isinstance(error, NoReplica) else "error"
         self._picker.metrics.rejected(reason)
         self._phase = REFUSED
         self._let_go()

@@ -144,6 +144,9 @@ class Picker(Gate):
             if ways is None or ways.pool is not pool:
                 ways = Ways(pool, self.addresses)
                 pool.on_change(self._pool_changed)
+                gate = self.router.lanes[name].gate
+                if gate is not None:
+                    gate.on_active.append(self.forget_leads)
             self._ways[name] = ways
         self.forget_leads()
         for lane in self.router.lanes.values():
@@ -153,6 +156,7 @@ class Picker(Gate):
         self.body_bytes = config.limits.body_bytes
         self.buffered_most = config.limits.buffered_bytes
         self.text_bytes = config.limits.answer_text_bytes
+        self.admission = config.admission if config.admission.enabled else None
 
     def ways(self, pool: str) -> Ways:
         """The ways to the replicas of a pool that decides now."""

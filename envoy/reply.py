@@ -20,6 +20,7 @@ from warmlane.router.types import Decision, Kind, Outcome
 if TYPE_CHECKING:
     from warmlane.envoy.messages import Received
     from warmlane.envoy.picker import Loading, Picker, Waiting, Way, Ways
+    from warmlane.router.admission_line import Waiting as Queued
     from warmlane.router.shadow import Beside
 
 log = logging.getLogger("warmlane.envoy")
@@ -41,7 +42,7 @@ class Reply(Course):
     _decision: Decision
     _kind: Kind
     _late: list[Received]  # what came while token ids were awaited
-    _waiting: Waiting | Loading | None
+    _waiting: Waiting | Loading | Queued | None
     _way: Way | None
     _ways: Ways  # of the pool that decided, which a reload may take away meanwhile
     _beside: Beside | None

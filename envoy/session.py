@@ -33,7 +33,8 @@ from __future__ import annotations
 from typing import Final
 
 from warmlane.envoy import messages as wire
-from warmlane.envoy.choice import BODY, CHOSEN, NOTHING, START, START_OF_IT, WAITING, Choice
+from warmlane.envoy.choice import CHOSEN, NOTHING, START, START_OF_IT, Choice
+from warmlane.envoy.queued import BODY, WAITING
 from warmlane.envoy.streams import RESOURCE_EXHAUSTED
 from warmlane.router.errors import RequestError
 

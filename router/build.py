@@ -26,7 +26,7 @@ from warmlane.router.apart import Apart
 from warmlane.router.config import Config, PoolConfig
 from warmlane.router.config_load import checked
 from warmlane.router.core import Router
-from warmlane.router.errors import ConfigError
+from warmlane.router.errors import ConfigError, RouterError
 from warmlane.router.exact import ExactView
 from warmlane.router.feeds.feeds import Feeds, engine_keys
 from warmlane.router.feeds.kube import accesses
@@ -35,7 +35,7 @@ from warmlane.router.metrics_export import attach
 from warmlane.router.pool import Pool
 from warmlane.router.shadow import Shadow
 from warmlane.router.share import Sharer
-from warmlane.router.types import ReplicaState
+from warmlane.router.types import Decision, Outcome, ReplicaState, Request
 
 if TYPE_CHECKING:
     from warmlane.router.feeds.share import ShareFeed
@@ -49,7 +49,10 @@ _IDLE_S = 0.1
 
 # What a reload cannot change in a running router: sockets, and the sizes of tables and blocks.
 # Everything else it can. What is left as it was is named.
-_RESTART = ("listen", "admin", "ext_proc", "shadow", "index", "tokens", "leader", "share")
+_RESTART = (
+    *("listen", "admin", "admission", "ext_proc", "shadow", "index", "tokens", "leader"),
+    "share",
+)
 _RESTART_LIMITS = ("replicas", "tickets", "upstream_idle")
 _RESTART_TIMEOUTS = ("upstream_keepalive_s",)
 _RESTART_POOL = ("tokenizer", "kv_events")
@@ -67,6 +70,8 @@ class Running:
             router.pools, config, self.metrics, monotonic, router.catalog, self._exact_view
         )
         self.draining = False
+        self._stirred = False
+        router.wake = self._wake
         self.shadow: Shadow | None = None  # of the face that serves, if it compares decisions
         self.followers: list[Callable[[Config], None]] = []  # faces that want each new config
         self.sharing: ShareFeed | None = None  # with other routers, where that is configured
@@ -144,6 +149,42 @@ class Running:
     def _exact_view(self, pool: Pool) -> ExactView | None:
         lane = self.router.lanes.get(pool.name)
         return lane.mixed.exact if isinstance(lane, ExactLane) and lane.pool is pool else None
+
+    async def decide(self, request: Request, rand: int, size: int = 0) -> Decision:
+        """`Router.decide` for a program that can wait: past saturation until the request may go.
+
+        Cancelled: it leaves the queue. Raises NoReplica, RequestError.
+        """
+        answer: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+
+        def told(what: Decision | RouterError) -> None:
+            if isinstance(what, Decision):
+                answer.set_result(what)
+            else:
+                answer.set_exception(what)
+
+        found = self.router.ask(request, monotonic(), rand, told, size)
+        if isinstance(found, Decision):
+            return found
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if answer.cancelled():
+                found.cancel()
+            elif answer.exception() is None:  # it went in the very turn of its cancellation
+                outcome = Outcome(status="cancelled")
+                self.router.close(answer.result().ticket, outcome, monotonic())
+            raise
+
+    def _wake(self) -> None:
+        """Requests wait and room may have come up: look at it once, after this turn of the loop."""
+        if not self._stirred:
+            self._stirred = True
+            asyncio.get_running_loop().call_soon(self._release)
+
+    def _release(self) -> None:
+        self._stirred = False
+        self.router.release(monotonic())
 
     def _index_stats(self, pool: str) -> tuple[int, int]:
         view = self.router.lanes[pool].view

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from warmlane.router.config_adapters import Adapters
+from warmlane.router.config_admission import Admission
 from warmlane.router.config_envoy import ExtProc, ShadowConfig
 from warmlane.router.config_share import Sharing
 from warmlane.router.types import ReplicaSpec
@@ -339,6 +340,7 @@ class Config(Tree, frozen=True, kw_only=True):
     probe: Annotated[Probe, _note("active probe")] = Probe()
     tokens: Annotated[Tokens, _note("token ids for exact matching")] = Tokens()
     index: Annotated[Index, _note("view of the caches")] = Index()
+    admission: Annotated[Admission, _note("requests past saturation")] = Admission()
     ext_proc: Annotated[ExtProc, _note("the Envoy endpoint picker")] = ExtProc()
     shadow: Annotated[ShadowConfig, _note("decisions beside somebody else's")] = ShadowConfig()
     leader: Annotated[Leader, _note("election among several pickers")] = Leader()

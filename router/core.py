@@ -20,6 +20,8 @@ from typing import Final
 import msgspec
 
 from warmlane._core.ledger import TICKET_BITS
+from warmlane.router.admission import Gate
+from warmlane.router.admission_line import Told, Waiting
 from warmlane.router.catalog import Catalog, Target
 from warmlane.router.config import Config, PoolConfig
 from warmlane.router.config_load import checked
@@ -116,6 +118,8 @@ class Router:
         self.lanes: dict[str, Lane] = {}
         self._clock = clock
         self._turn = 0
+        # Called when `release` has something to do: somebody waits, and room may have come up.
+        self.wake: Callable[[], None] = _nobody
         # By the high bits of tickets, which are never used again: a lane that a reload took away
         # stays until its last ticket is closed.
         self._by_number: list[Lane | ClosedLane] = []
@@ -132,6 +136,8 @@ class Router:
         pool = Pool(pool_config, config.limits, stale_s=stale_s, initial=self._initial)
         kind = Lane if pool_config.kv_events == "off" else ExactLane
         lane = kind(number, pool, parts, config, self.metrics)
+        if config.admission.enabled:
+            lane.gate = Gate(lane, config.admission, self.metrics, self._stirred)
         for spec in pool_config.replicas:
             pool.add(spec, 0.0)
         return lane
@@ -165,6 +171,9 @@ class Router:
                 lane.follow(pool_config, parts.get(pool_config.name), config.zone)
         names = [pool_config.name for pool_config in config.pools]
         gone = [lane for name, lane in self.lanes.items() if name not in names]
+        for lane in gone:
+            if lane.gate is not None:
+                lane.gate.close()
         self._leaving += gone
         for lane in new:
             self._open(lane)
@@ -196,9 +205,42 @@ class Router:
         return Prepared(request, target, self.lanes[target.pool], key)
 
     def decide(self, request: Request, now: float, rand: int) -> Decision:
-        """Choose replicas and reserve the work on the first. Raises NoReplica, RequestError."""
-        prepared = self.prepare(request, rand)
-        return prepared.lane.decide(prepared, now, rand)
+        """Choose replicas and reserve the work on the first. Raises NoReplica, RequestError.
+
+        With admission a request that would have to wait is refused (429): see `ask`.
+        """
+        decision = self.ask(request, now, rand, None)
+        assert isinstance(decision, Decision), "who is not told does not wait"
+        return decision
+
+    def ask(
+        self, request: Request, now: float, rand: int, told: Told | None, size: int = 0
+    ) -> Decision | Waiting:
+        """As `decide`, but past saturation the request may wait: `told` hears the end of it.
+
+        That is a Decision, or the error in place of one, and comes from `release` or `maintain`,
+        exactly once. size: bytes that it keeps in memory meanwhile. Raises NoReplica,
+        RequestError.
+        """
+        return self.ask_prepared(self.prepare(request, rand), now, rand, told, size)
+
+    def ask_prepared(
+        self, prepared: Prepared, now: float, rand: int, told: Told | None, size: int = 0
+    ) -> Decision | Waiting:
+        """The second half of `ask`."""
+        gate = prepared.lane.gate
+        if gate is None or not gate.active:
+            return prepared.lane.decide(prepared, now, rand)
+        return gate.offer(prepared, now, rand, told, size)
+
+    def _stirred(self) -> None:
+        self.wake()
+
+    def release(self, now: float) -> None:
+        """Let those go who wait and may; to be called soon after `Gate.wake`."""
+        for lane in self._by_number:
+            if lane.gate is not None and lane.gate.queue:
+                lane.gate.release(now)
 
     def decide_prepared(self, prepared: Prepared, now: float, rand: int) -> Decision:
         """The second half of `decide`, for a caller that prepared early or asks again."""
@@ -315,3 +357,7 @@ class Router:
             self.close(decision.ticket, Outcome(status="error"), self.clock(now))
             raise
         self.close(decision.ticket, route.outcome, self.clock(now))
+
+
+def _nobody() -> None:
+    """Nobody listens yet: `maintain` releases."""

@@ -39,7 +39,7 @@ class NoReplica(RouterError):
     """No replica may serve the request now. Status 503 (none eligible) or 429 (all saturated).
 
     `removed` says how many replicas each filter took away, in filter order; `retry_after_s` is
-    the advice for the client.
+    the advice for the client, `code` a stable word for programs (default: the status).
     """
 
     def __init__(
@@ -49,9 +49,11 @@ class NoReplica(RouterError):
         status: int = 503,
         removed: dict[str, int] | None = None,
         retry_after_s: float | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.removed = removed or {}
         self.retry_after_s = retry_after_s
+        self.code = code

@@ -8,7 +8,7 @@ counts them, and a record whose ticket nobody closes goes by age.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -19,7 +19,7 @@ from warmlane.router.catalog import Target
 from warmlane.router.config import Config, PoolConfig
 from warmlane.router.decide import LAST_RESORT, RETRY_AFTER_S, Decider
 from warmlane.router.errors import NoReplica
-from warmlane.router.lane_open import Open
+from warmlane.router.lane_open import Chosen, Named, Open
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool
 from warmlane.router.prefix import PrefixKey, head_key, next_turn
@@ -30,21 +30,12 @@ from warmlane.router.watchdog import CHAT, Watchdog, traits_of
 
 if TYPE_CHECKING:
     from warmlane._core.leads import Picked
+    from warmlane.router.admission import Gate
 
 _MEAN_STEP: Final = 0.02  # exponential mean over about the last 50 answers
 _LENGTH_PORTION: Final = 4096  # tokens
 _TICKET_MASK: Final = (1 << TICKET_BITS) - 1
 _PARTS: Final = ("policy", "scorers", "filters", "picker")
-
-
-# Slots best first, whole hit tokens of each, the first one's hit with and before trust.
-Chosen: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], float, float]
-
-
-class Named(Protocol):
-    """What a face keeps of a pool."""
-
-    name: str
 
 
 class Prepared(msgspec.Struct, eq=False):
@@ -62,6 +53,7 @@ class Lane(Desk):
     view_type: type[CacheView] = CacheView
     wants_tokens = False  # would a decision look up the prompt's token ids?
     last_resort = True  # ask those who may be well all the same when nobody is ready; by the face
+    gate: Gate | None = None  # with admission
 
     def __init__(
         self, number: int, pool: Pool, parts: Parts, config: Config, metrics: Metrics
@@ -193,9 +185,10 @@ class Lane(Desk):
     ) -> Lead | None:
         """What `Desk` needs to decide requests for this model name; None: they come to `decide`.
 
-        Holds until the pool changes.
+        Holds until the pool changes, or admission begins to look at requests.
         """
-        if self._mix is None or not self._is_plain:
+        looked_at = self.gate is not None and self.gate.active
+        if self._mix is None or not self._is_plain or looked_at:
             return None
         if target.adapter or target.engine_name != name:
             return None
@@ -302,8 +295,10 @@ class Lane(Desk):
         if seconds >= 0:
             self._metrics.ttft(self._name, seconds)
             opened = self._open.get(number)
-            if opened is not None and (told := opened.decision).view == "approximate":
-                self._trust.sent(opened.slot, opened.raw_hit, told.prompt_tokens)
+            if opened is not None and opened.decision.view == "approximate":
+                self._trust.sent(opened.slot, opened.raw_hit, opened.decision.prompt_tokens)
+            if self.gate is not None:
+                self.gate.stirred()
         return seconds
 
     def progress(self, ticket: int, output_tokens: int) -> None:
@@ -318,6 +313,8 @@ class Lane(Desk):
         if opened is None or slot < 0:
             return False
         self._metrics.duration(self._name, seconds)
+        if self.gate is not None:
+            self.gate.closed(number, opened.request, outcome.output_tokens, now)
         ok, adapter = outcome.status == "ok", opened.decision.adapter
         if adapter:
             self.pool.adapters.closed(slot, adapter, seconds if ok else None)
@@ -344,6 +341,8 @@ class Lane(Desk):
         self.pool.reap(self.view.is_free)
         self.pool.fade(now)
         self.watchdog.look(now)
+        if self.gate is not None:
+            self.gate.tick(now)
         return remains
 
     def _move(self, opened: Open, number: int, slot: int) -> None:

@@ -13,6 +13,7 @@ class ClosedLane:
 
     __slots__ = ()
     open_tickets = 0
+    gate = None
 
     def sent(self, ticket: int, slot: int, now: float) -> None:
         """Too late."""

@@ -3,11 +3,22 @@ is no cycle for the collector."""
 
 from __future__ import annotations
 
+from typing import Protocol, TypeAlias
+
 import msgspec
 
 from warmlane.router.catalog import Target
 from warmlane.router.prefix import PrefixKey
 from warmlane.router.types import Decision, Request
+
+# Slots best first, whole hit tokens of each, the first one's hit with and before trust.
+Chosen: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], float, float]
+
+
+class Named(Protocol):
+    """What a face keeps of a pool."""
+
+    name: str
 
 
 class Open(msgspec.Struct, eq=False, gc=False):

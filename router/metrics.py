@@ -26,6 +26,7 @@ from warmlane.router.metrics_table import (
     HIT_FAMILIES,
     PER_REPLICA,
     TTFT_BOUNDS,
+    WAIT_BOUNDS,
     Family,
 )
 from warmlane.router.types import Kind
@@ -64,6 +65,7 @@ class Metrics:
         "_decision",
         "_duration",
         "_ttft",
+        "_wait",
         "client_connections",
         "counts",
         "ext_proc_buffered_bytes",
@@ -94,6 +96,7 @@ class Metrics:
         self._ttft = self.histograms["warmlane_ttft_seconds"]
         self._duration = self.histograms["warmlane_request_duration_seconds"]
         self._decision = self.histograms["warmlane_decision_seconds"]
+        self._wait = self.histograms["warmlane_admission_wait_seconds"]
         self.leaked = 0
         self.series_dropped = 0
         self.client_connections = 0  # set by the proxy
@@ -129,6 +132,12 @@ class Metrics:
     def duration(self, pool: str, seconds: float) -> None:
         cell = self._duration.get(pool) or self._open(self._duration, pool, DURATION_BOUNDS)
         cell[bisect_left(DURATION_BOUNDS, seconds)] += 1
+        cell[-1] += seconds
+
+    def admission_wait(self, pool: str, seconds: float) -> None:
+        """How long a request waited in the router, whatever then became of it."""
+        cell = self._wait.get(pool) or self._open(self._wait, pool, WAIT_BOUNDS)
+        cell[bisect_left(WAIT_BOUNDS, seconds)] += 1
         cell[-1] += seconds
 
     def decision(self, pool: str, seconds: float) -> None:

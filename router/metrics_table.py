@@ -16,6 +16,8 @@ DURATION_BOUNDS: Final = (
 DECISION_BOUNDS: Final = (
     1e-6, 2.5e-6, 5e-6, 1e-5, 2e-5, 4e-5, 8e-5, 1.6e-4, 3.2e-4, 6.4e-4, 1e-3, 5e-3, 2e-2,
 )  # fmt: skip
+# Waiting in the router: from one turn of a busy engine to the longest that a config allows.
+WAIT_BOUNDS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
 
 
 class Family(NamedTuple):
@@ -72,6 +74,19 @@ FAMILIES: Final = (
            "Clients that left before the end of their answer."),
     Family("warmlane_streams_broken_total", "counter", _R,
            "Answers that broke after their first byte and ended with an error event."),
+    # Admission
+    Family("warmlane_admission_total", "counter", ("pool", "result"),
+           "Requests past saturation: queued, then admitted, gone (client left) or nobody (no"
+           " replica after all); refused: full, late, sheddable, busy (caller cannot wait)."),
+    Family("warmlane_admission_wait_seconds", "histogram", ("pool",),
+           "Time that requests waited in the router, admitted or refused."),
+    Family("warmlane_admission_active", "gauge", ("pool",),
+           "1 while requests are looked at: the pool is near saturation or nobody is ready."),
+    Family("warmlane_admission_waiting", "gauge", ("pool",), "Requests that wait in the router."),
+    Family("warmlane_admission_waiting_bytes", "gauge", ("pool",),
+           "Bodies of the requests that wait in the router."),
+    Family("warmlane_working_set_ratio", "gauge", ("pool",),
+           "Contexts that live sessions will ask for again over all KV caches; while active."),
     # Feeds
     Family("warmlane_scrapes_total", "counter", _R, "Successful scrapes of a replica's metrics."),
     Family("warmlane_scrape_failures_total", "counter", _R,
@@ -199,6 +214,7 @@ HISTOGRAMS: Final = {
     "warmlane_ttft_seconds": TTFT_BOUNDS,
     "warmlane_request_duration_seconds": DURATION_BOUNDS,
     "warmlane_decision_seconds": DECISION_BOUNDS,
+    "warmlane_admission_wait_seconds": WAIT_BOUNDS,
 }
 
 # The families that one cell of `Metrics.hits` feeds, in order; the last two are over and under.

@@ -60,7 +60,10 @@ def problem(error: RouterError, kind: Kind = Kind.OTHER) -> tuple[int, Headers, 
         )
     if isinstance(error, NoReplica):
         name = GENERIC.get(error.status, GENERIC[503])[0]
-        return _answer(error.status, name, error.message, kind, retry_after_s=error.retry_after_s)
+        wait_s = error.retry_after_s
+        return _answer(
+            error.status, name, error.message, kind, code=error.code, retry_after_s=wait_s
+        )
     return generic(500, kind)
 
 

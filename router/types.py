@@ -38,6 +38,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         it only with a priority scheduler; it passes on either way.
     objective: name of an InferenceObjective, "" if none: its priority counts where it is known.
     subset: endpoints ("host:port") or replica names that the request must stay within, or None.
+    tenant: who shares fairly where requests wait, "" if not told; never logged.
+    wait_s: longest that it may wait in the router, None: as configured.
     """
 
     kind: Kind
@@ -53,6 +55,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     priority: int = 0
     objective: str = ""
     subset: frozenset[str] | None = None
+    tenant: str = ""
+    wait_s: float | None = None
     rewrite_model: bool = True  # False: the body cannot be rewritten (streamed through)
 
 

@@ -81,6 +81,8 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.lane_*", 4),
     ("warmlane.router.explain", 4),
     ("warmlane.router.admission", 4),
+    ("warmlane.router.admission_line", 4),  # holds what lanes prepared
+    ("warmlane.router.admission_*", 3),
     ("warmlane.router.core", 4),
     ("warmlane.router.predicted", 4),
     ("warmlane.router.shadow", 4),

@@ -23,6 +23,7 @@ from warmlane.router.proxy.wire import Framing
 from warmlane.router.types import Decision, Kind, Outcome, Request
 
 if TYPE_CHECKING:
+    from warmlane.router.admission_line import Waiting
     from warmlane.router.proxy.links import Link
     from warmlane.router.proxy.state import PoolSide, State
     from warmlane.router.proxy.upstream import Upstream
@@ -64,6 +65,7 @@ class Delivery(ABC):
         "_hold",
         "_link",
         "_open",
+        "_queued",
         "_reads",
         "_relay",
         "_reloaded",
@@ -105,6 +107,7 @@ class Delivery(ABC):
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._waiting: asyncio.Task[None] | None = None  # for the prompt's token ids
+        self._queued: Waiting | None = None  # by admission
         self._attempts: Attempts | None = None
         self._reloaded = False  # its adapter was loaded again where the engine had lost it
         self._response: ResponseHead | None = None

@@ -13,6 +13,8 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from warmlane.router.admission_line import Waiting
+from warmlane.router.admission_read import marked
 from warmlane.router.answers import Answer
 from warmlane.router.attempts import Attempts, Fault
 from warmlane.router.errors import NoReplica, RequestError, RouterError
@@ -21,7 +23,7 @@ from warmlane.router.proxy.delivery import ABORTED, Delivery
 from warmlane.router.proxy.relay import Relay
 from warmlane.router.proxy.request_head import request_bytes
 from warmlane.router.requests import kind_of, parse, rewrite_model
-from warmlane.router.types import ReplicaState, Request
+from warmlane.router.types import Decision, ReplicaState, Request
 
 if TYPE_CHECKING:
     from warmlane._core.straight import Straight
@@ -74,21 +76,45 @@ class Exchange(Delivery):
 
     def _decide_and_send(self, request: Request) -> None:
         state = self._state
-        self._request = request
         self.kind = request.kind
+        if state.admission is not None:
+            request = marked(request, self._head.headers, self._body, state.admission)
+        self._request = request
         now = monotonic()
         try:
             shadow = state.shadow
             if shadow is None or shadow.always:
-                decision = self._decision = state.router.decide(request, now, state.rand(32))
+                rand = state.rand(32)
+                found = state.router.ask(request, now, rand, self._told, len(self._body))
             else:
-                decision = self._decision = shadow.route(request, now, state.rand(48))
+                found = shadow.route(request, now, state.rand(48))
         except RouterError as error:
             self._refuse_unsent(error)
             return
-        self._open = True
+        if isinstance(found, Waiting):
+            self._queued = found
+            self.deadline = self._total
+            return
         self._decision_s = monotonic() - now
-        state.metrics.decision(decision.pool, self._decision_s)
+        state.metrics.decision(found.pool, self._decision_s)
+        self._send_decided(found, now)
+
+    def _told(self, what: Decision | RouterError) -> None:
+        """The end of a wait in the router's queue."""
+        self._queued = None
+        self._decision_s = 0.0
+        try:
+            if isinstance(what, Decision):
+                self._send_decided(what, monotonic())
+            else:
+                self._refuse_unsent(what)
+        except Exception:  # noqa: BLE001 - reported by crashed()
+            self.crashed()
+
+    def _send_decided(self, decision: Decision, now: float) -> None:
+        state, request = self._state, self._request
+        self._decision = decision
+        self._open = True
         if decision.model and request.rewrite_model and self._body:
             self._body = rewrite_model(self._body, decision.model)
         side = self._side = state.side(decision.pool)
@@ -134,7 +160,7 @@ class Exchange(Delivery):
         if isinstance(error, RequestError):
             reason = error.code or str(error.status)
         else:
-            reason = "no_replica" if isinstance(error, NoReplica) else "error"
+            reason = (error.code or "no_replica") if isinstance(error, NoReplica) else "error"
         self._state.metrics.rejected(reason)
         self._client.answered(error)
 
@@ -282,6 +308,9 @@ class Exchange(Delivery):
         """A time-out of this request; called by the tick."""
         if self._hold is not None and now < self._total:
             self._held_too_long(self._hold)
+        elif self._queued is not None:
+            self._leave_queue()
+            self._refuse_unsent(_final_error(Fault.TIMEOUT))
         elif self._connecting is not None and now < self._total:
             self._failed(Fault.CONNECT, "connect time-out")
         elif self.begun:
@@ -304,14 +333,24 @@ class Exchange(Delivery):
             waiting.cancel()
             self._state.metrics.client_gone("")
             return
+        if self._queued is not None:
+            self._leave_queue()
+            self._state.metrics.client_gone("")
+            return
         self._drop_upstream()
         self._state.metrics.client_gone(self._side.name)
         self._end("cancelled", 499)
+
+    def _leave_queue(self) -> None:
+        queued, self._queued = self._queued, None
+        if queued is not None:
+            queued.cancel()
 
     def crashed(self) -> None:
         """An exception where none should be, now being handled: this request alone fails."""
         log.exception("a request failed inside the router")
         self._state.metrics.rejected("internal_error")
+        self._leave_queue()
         self._drop_upstream()
         if self._open:
             self._end("error", 500)

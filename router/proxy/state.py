@@ -121,6 +121,7 @@ class State(Shared):
         self.timeouts = config.timeouts
         self.transfer_params: TransferParams = config.transfer_params
         self.debug_headers = config.debug_headers
+        self.admission = config.admission if config.admission.enabled else None
         self.keys = keys
         self.guarded = bool(keys)  # by configuration, whatever is in the file
         self.debug_keys = debug_keys
@@ -149,6 +150,7 @@ class State(Shared):
         self.timeouts = config.timeouts
         self.transfer_params = config.transfer_params
         self.debug_headers = config.debug_headers
+        self.admission = config.admission if config.admission.enabled else None
         pools = self.router.pools
         self.sides = {
             name: side for name, side in self.sides.items() if pools.get(name) is side.pool
@@ -211,6 +213,9 @@ class State(Shared):
             side = self.sides[pool] = PoolSide(self.router.pools[pool], self, monotonic())
             self.links.watch(side.pool)
             side.pool.on_change(self._pool_changed)
+            gate = self.router.lanes[pool].gate
+            if gate is not None:
+                gate.on_active.append(self.forget_leads)
         return side
 
     def _pool_changed(self, event: str, replica: Replica) -> None:

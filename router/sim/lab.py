@@ -20,12 +20,14 @@ from itertools import count
 import msgspec
 
 from warmlane._core.engine_step import Fleet, block_keys
+from warmlane.router.admission_line import Waiting
 from warmlane.router.config import Config, Index, PoolConfig
-from warmlane.router.errors import NoReplica
+from warmlane.router.errors import NoReplica, RouterError
 from warmlane.router.lane import Prepared
 from warmlane.router.prefix import PrefixKey
 from warmlane.router.sim.chance import Chance
 from warmlane.router.sim.lab_routers import Seat, seats
+from warmlane.router.sim.lab_run import Done, LabOptions, Run
 from warmlane.router.sim.lab_world import (
     BLOCK_TOKENS,
     TIER_WORTH,
@@ -34,77 +36,20 @@ from warmlane.router.sim.lab_world import (
     constants,
     specs,
 )
-from warmlane.router.sim.timing import DEFAULT_PRESET, PRESETS, Timing
 from warmlane.router.sim.traces import Session, Workload
-from warmlane.router.types import Kind, LoadSnapshot, Outcome, ReplicaState, Request
+from warmlane.router.types import (
+    Decision,
+    Kind,
+    LoadSnapshot,
+    Outcome,
+    ReplicaState,
+    Request,
+)
 
 FRONT_S = 0.0156  # HTTP and tokenizer before the engine (inference-sim's fit of vLLM)
 HEAD_BLOCKS = 64  # block keys that stand for the prompt's head, for policies that hash it
 MODEL = "model"
 POOL = "lab"
-
-
-class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Fleet and pacing.
-
-    fleet: timing of each replica. speeds: factor by which each really is faster, not told to the
-    router ([]: 1). kv_tokens: KV cache of each, 0: the preset's. rate: arrivals come that many
-    times faster. view: what the router knows of the caches. kv_scale: the router's belief of the
-    cache size over the truth. scrape_s: between two scrapes; view_lag_s: by which cache events are
-    late (exact view). tier_tokens: host memory behind each KV cache. zones: of the replicas, in
-    turn; the routers are in the first one, and a request to another one is cross_zone_s longer
-    under way. routers: that many before one fleet, each request through one of them by chance.
-    share_s: time between two messages of one, 0: they know nothing of each other; a message is
-    under way for share_lag_s.
-    """
-
-    fleet: tuple[Timing, ...] = (PRESETS[DEFAULT_PRESET],) * 4
-    speeds: tuple[float, ...] = ()
-    kv_tokens: int = 0
-    rate: float = 1.0
-    think_cap_s: float = 120.0
-    max_prompt: int = 131_072
-    view: str = "approximate"
-    kv_scale: float = 1.0
-    scrape_s: float = 1.0
-    seed: int = 1
-    changes: tuple[Change, ...] = ()
-    view_lag_s: float = 0.0
-    tier_tokens: int = 0
-    zones: tuple[str, ...] = ()
-    cross_zone_s: float = 0.002
-    routers: int = 1
-    share_s: float = 0.05
-    share_lag_s: float = 0.002
-
-
-class Done(msgspec.Struct, frozen=True, gc=False):
-    """One answered request; times in seconds, lengths in tokens."""
-
-    at: float
-    ttft: float
-    e2e: float
-    prompt: int
-    cached: int
-    output: int
-    predicted: int
-    slot: int
-
-
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run brought. fallbacks: decisions for which the policy's own advice failed.
-    tier_hits: tokens loaded from the slower tier (all requests).
-    """
-
-    policy: str
-    done: list[Done]
-    failed: int
-    skipped: int
-    fallbacks: int
-    busy_s: list[float]
-    preemptions: int
-    makespan_s: float
-    tier_hits: int = 0
 
 
 class _Live:
@@ -151,7 +96,7 @@ class Lab:
         index = Index(block_tokens=BLOCK_TOKENS, view=view, max_bytes=0)  # type: ignore[arg-type]
         exact = options.view == "exact"
         zone = options.zones[0] if options.zones else ""
-        config = Config(pools=[pool], index=index, zone=zone)
+        config = Config(pools=[pool], index=index, zone=zone, admission=options.admission)
         self.seats = seats(config, options.routers, options.share_s, prefixes=not exact)
         self.blocks = [
             max(2, (options.kv_tokens or timing.kv_tokens) // BLOCK_TOKENS) for timing in fleet
@@ -176,6 +121,9 @@ class Lab:
         scorers = [each.scorer for each in self.seats[0].lane.decider.parts.scorers]
         self._fresh_s = max((getattr(each, "scrape_s", 0.0) for each in scorers), default=0.0)
         self._fresh_at = 0.0
+        self._stirred: list[Seat] = []
+        for seat in self.seats:
+            seat.router.wake = partial(self._stirred.append, seat)
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = count()
         self._live: dict[int, _Live] = {}
@@ -183,7 +131,7 @@ class Lab:
         self._open = 0
         self._begun = 0
         self._done: list[Done] = []
-        self._failed = self._skipped = self._fallbacks = 0
+        self._failed = self._skipped = self._fallbacks = self._refused = self._queued = 0
 
     def run(self) -> Run:
         """Play to the end."""
@@ -207,11 +155,14 @@ class Lab:
             limit = events[0][0] if events else float("inf")
             while fleet.advance(limit):
                 self._noticed(fleet.slot, fleet.now)
+                if self._stirred:
+                    self._release(fleet.now)
                 if events and events[0][0] < limit:
                     limit = events[0][0]
             if not events:
                 break
             now, _, call = heapq.heappop(events)
+            self._caches.now = now
             call(now)
         counters = [fleet.counters(slot) for slot in range(len(fleet))]
         return Run(
@@ -220,6 +171,8 @@ class Lab:
             failed=self._failed,
             skipped=self._skipped,
             fallbacks=self._fallbacks,
+            refused=self._refused,
+            queued=self._queued,
             busy_s=[each["busy_s"] for each in counters],
             preemptions=int(sum(each["preemptions"] for each in counters)),
             makespan_s=fleet.now,
@@ -252,7 +205,7 @@ class Lab:
             model=MODEL,
             max_tokens=turn.output,
             stream=True,
-            session=live.session.name,
+            session=live.session.name if self.options.named else "",
             tokens=live.keys[:HEAD_BLOCKS].tobytes(),
         )
         key = PrefixKey(live.keys, "tokens", turn.prompt, BLOCK_TOKENS, 1)  # type: ignore[arg-type]
@@ -261,12 +214,45 @@ class Lab:
         self._caches.now = now
         if self._fresh_s and now >= self._fresh_at:
             self._refresh(seat, now)
+        told = partial(self._told, live)
         try:
-            decision = seat.router.decide_prepared(prepared, now, self._chance.bits())
-        except NoReplica:
-            self._failed += 1
-            self._open -= 1
+            found = seat.router.ask_prepared(prepared, now, self._chance.bits(), told)
+        except NoReplica as error:
+            self._refuse(live, error, now)
             return
+        if isinstance(found, Waiting):
+            self._queued += 1
+        else:
+            self._go(live, found, now)
+
+    def _told(self, live: _Live, what: Decision | RouterError) -> None:
+        """A request that waited goes, or is refused."""
+        if isinstance(what, Decision):
+            self._go(live, what, self._caches.now)
+        else:
+            assert isinstance(what, NoReplica), "what else can a decision raise"
+            self._refuse(live, what, self._caches.now)
+
+    def _refuse(self, live: _Live, error: NoReplica, now: float) -> None:
+        """Its client asks again, or gives up, and with it its session."""
+        again = now + (error.retry_after_s or 1.0)
+        self._refused += 1
+        if error.status == 429 and again <= live.arrived + self.options.patience_s:
+            self._at(again, partial(self._send, live))
+            return
+        self._failed += 1
+        self._open -= 1
+
+    def _release(self, now: float) -> None:
+        """Replicas have room again: those go who waited for it."""
+        self._caches.now = now
+        for seat in self._stirred:
+            seat.router.release(now)
+        self._stirred.clear()
+
+    def _go(self, live: _Live, decision: Decision, now: float) -> None:
+        """It is sent."""
+        seat = live.seat
         live.ticket, live.slot = decision.ticket, decision.choices[0]
         self._fallbacks += bool(decision.fallback)
         live.hit = decision.hit_tokens[0]

@@ -22,7 +22,8 @@ from warmlane import __version__
 from warmlane.router.config import PoolConfig
 from warmlane.router.errors import RouterError
 from warmlane.router.registry import POLICIES, build_parts
-from warmlane.router.sim.lab import Lab, LabOptions
+from warmlane.router.sim.lab import Lab
+from warmlane.router.sim.lab_run import LabOptions
 from warmlane.router.sim.lab_world import CHANGES, Change
 from warmlane.router.sim.replay_html import page
 from warmlane.router.sim.replay_report import (

@@ -11,7 +11,7 @@ from math import exp, log, sqrt
 
 import msgspec
 
-from warmlane.router.sim.lab import Run
+from warmlane.router.sim.lab_run import Run
 from warmlane.router.sim.statistics import Spread, spread
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; the last one from there on.

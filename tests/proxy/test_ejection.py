@@ -102,7 +102,7 @@ async def test_removed_replica_finishes_its_requests() -> None:
         assert not running.proxy.state.links.connections
 
 
-@pytest.mark.parametrize("where", ["decide", "first_token", "close", "progress"])
+@pytest.mark.parametrize("where", ["ask", "first_token", "close", "progress"])
 async def test_bug_of_the_router_costs_one_request(
     where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -58,6 +58,7 @@ def metrics() -> Metrics:
         metrics.ttft("chat", seconds)
         metrics.duration("chat", seconds)
         metrics.decision("chat", seconds)
+        metrics.admission_wait("chat", seconds)
     metrics.hit("chat", "10.0.0.1:8000", 64, 48, 100)
     for family in FAMILIES:
         if family.kind == "counter":
@@ -66,6 +67,9 @@ def metrics() -> Metrics:
     metrics.gauge("warmlane_leader", 0)
     metrics.gauge("warmlane_share_connected", 1)
     metrics.gauge("warmlane_share_peers", 2)
+    for name in ("admission_active", "admission_waiting", "admission_waiting_bytes"):
+        metrics.gauge(f"warmlane_{name}", 1, "chat")
+    metrics.gauge("warmlane_working_set_ratio", 0.5, "chat")
     metrics.leaked_tickets(2)
     metrics.client_connections = 5
     metrics.lag(0.5)

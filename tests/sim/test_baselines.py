@@ -10,7 +10,8 @@ import pytest
 from warmlane.router.config import PoolConfig
 from warmlane.router.registry import POLICIES, build_parts
 from warmlane.router.sim import baselines as b
-from warmlane.router.sim.lab import Lab, LabOptions
+from warmlane.router.sim.lab import Lab
+from warmlane.router.sim.lab_run import LabOptions
 from warmlane.router.sim.workload import generate
 from warmlane.router.types import Kind, LoadSnapshot, ReplicaSpec, Request
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from warmlane.router.registry import POLICIES, build_parts
-from warmlane.router.sim.lab import Done, Run
+from warmlane.router.sim.lab_run import Done, Run
 from warmlane.router.sim.replay_report import Figures, Slo, figures
 
 ROOT = Path(__file__).resolve().parents[2]

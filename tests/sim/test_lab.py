@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from warmlane.router.config import PoolConfig
-from warmlane.router.sim.lab import Lab, LabOptions, Run
+from warmlane.router.sim.lab import Lab
+from warmlane.router.sim.lab_run import LabOptions, Run
 from warmlane.router.sim.lab_world import Change
 from warmlane.router.sim.replay_report import Slo, figures
 from warmlane.router.sim.timing import PRESETS

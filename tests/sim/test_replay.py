@@ -13,7 +13,8 @@ import pytest
 from warmlane.router.cli import main
 from warmlane.router.config import PoolConfig
 from warmlane.router.sim.chance import Chance
-from warmlane.router.sim.lab import Done, Lab, LabOptions, Run
+from warmlane.router.sim.lab import Lab
+from warmlane.router.sim.lab_run import Done, LabOptions, Run
 from warmlane.router.sim.replay import Sample, compare, fleet_of, pool_for
 from warmlane.router.sim.replay_report import Interval, Slo, Summary, figures, paired
 from warmlane.router.sim.replay_workloads import (
