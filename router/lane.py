@@ -119,7 +119,7 @@ class Lane(Desk):
         view = self.view
         prompt_tokens, _ = view.lengths(key)
         candidates = self.decider.begin(target.model, target.adapter, prompt_tokens, now)
-        if self._uses_view and key.unit != "none":
+        if self._uses_view and key.unit != "none" and prepared.request.reads_cache:
             view.match(key, candidates)
             return prompt_tokens, "approximate"
         candidates.hit_tokens = candidates.no_hits
@@ -129,7 +129,7 @@ class Lane(Desk):
         """Choose and reserve. Raises NoReplica."""
         request, target, key = prepared.request, prepared.target, prepared.key
         view, pool, adapter = self.view, self.pool, target.adapter
-        looks = self._uses_view and key.unit != "none"
+        looks = self._uses_view and key.unit != "none" and request.reads_cache
         prompt_tokens, each = view.lengths(key)
         if self.apart:
             rand = head_key(key, rand)
@@ -356,7 +356,8 @@ class Lane(Desk):
     def _learn(self, opened: Open, slot: int, outcome: Outcome, now: float) -> None:
         """What a good answer teaches: lengths, trust, and the text of the next turn."""
         decision, key = opened.decision, opened.key
-        output, cached = outcome.output_tokens, outcome.cached_tokens
+        alone = opened.request.samples == 1  # else the last sample's, which hits the first one's
+        output, cached = outcome.output_tokens, outcome.cached_tokens if alone else None
         if output is not None:
             self.output_tokens += _MEAN_STEP * (output - self.output_tokens)
         if decision.view == "none":
@@ -374,8 +375,9 @@ class Lane(Desk):
         replica = self.pool.replicas[slot]
         assert replica is not None, "a slot with an open ticket is never freed"
         self._metrics.hit(self._name, replica.name, decision.hit_on(slot), cached, prompt)
-        traits = traits_of(opened.request, decision.adapter, decision.view)
-        self.watchdog.answered(slot, traits, opened.raw_hit, cached, prompt)
+        if alone:
+            traits = traits_of(opened.request, decision.adapter, decision.view)
+            self.watchdog.answered(slot, traits, opened.raw_hit, cached, prompt)
         if is_text and outcome.text:
             self.view.record(slot, key.unit, next_turn(opened.request, key, outcome.text))
         elif output:

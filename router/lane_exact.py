@@ -61,6 +61,8 @@ class MixedView(CacheView):
         tokens = request.tokens
         if not self.exact.trusted or tokens is None or key.unit == "none":
             return
+        if not request.reads_cache:
+            return
         booked, each = super().blocks_of(key), self.block_tokens(key.unit)
         hits, chains = self.exact.hits(request, adapter, booked, each, self.trust.factors)
         self.found = hits, chains, len(tokens) // 4

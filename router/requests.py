@@ -96,9 +96,8 @@ def parse(
     Raises RequestError: 400 for a body on a path with a prompt that is no JSON object, and on any
     path for transfer parameters (with "reject"); 415 for a compressed one.
     """
-    session = headers.get(b"x-session-id")
     subset = _subset(headers) if trust_subset else None
-    text_session = session.decode("latin-1") if session else ""
+    text_session = headers.get(b"x-session-id", b"").decode("latin-1")
     if not body or method not in BODY_METHODS:
         return Request(kind=Kind.OTHER, path=path, session=text_session, subset=subset), body
     kind = kind_of(path) if method == "POST" else Kind.OTHER
@@ -133,6 +132,8 @@ def parse(
         salt=found.salt,
         session=text_session or found.session,
         priority=_priority(headers.get(b"x-vllm-priority"), found.priority),
+        samples=found.samples,
+        reads_cache=found.reads_cache,
         objective=objective_of(headers) if trust_subset else "",
         subset=subset,
     ), body

@@ -37,6 +37,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     priority: `X-Vllm-Priority` or the body's `priority`; lower is earlier, 0 if none. Engines obey
         it only with a priority scheduler; it passes on either way.
     objective: name of an InferenceObjective, "" if none: its priority counts where it is known.
+    samples: `n` of the body. With several the usage tells what the last one found in the cache.
+    reads_cache: False for `prompt_logprobs`: the engine computes the whole prompt.
     subset: endpoints ("host:port") or replica names that the request must stay within, or None.
     tenant: who shares fairly where requests wait, "" if not told; never logged.
     wait_s: longest that it may wait in the router, None: as configured.
@@ -54,6 +56,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     session: str = ""
     priority: int = 0
     objective: str = ""
+    samples: int = 1
+    reads_cache: bool = True
     subset: frozenset[str] | None = None
     tenant: str = ""
     wait_s: float | None = None

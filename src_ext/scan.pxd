@@ -19,6 +19,8 @@ cdef class Scan:
     cdef readonly bytes prompt         # canonical bytes, or None
     cdef readonly bytes tokens         # uint32 token ids, or None
     cdef readonly str transfer         # name of a forbidden top-level key that is present, or ""
+    cdef readonly long samples         # `n`, at least 1
+    cdef readonly bint reads_cache     # no `prompt_logprobs`, for which engines compute all anew
     cdef readonly bint truncated       # the prompt was longer than the cap
 
 
@@ -33,7 +35,8 @@ cdef struct Plain:
 
 
 # As `scan_body`, without a Python object. 0: it does not have it all, ask `scan_body`: not plain,
-# no text prompt, one above PROMPT_CAP, a salt, transfer parameters, a model name with escapes.
+# no text prompt, one above PROMPT_CAP, a salt, transfer parameters, `n`, `prompt_logprobs`, a model
+# name with escapes.
 # work: at least 3 * size + 256 bytes.
 cdef int scan_plain(
     const uint8_t *body, size_t size, int kind, uint8_t *work, Plain *plain

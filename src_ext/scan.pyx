@@ -29,12 +29,13 @@ cdef enum:
 # Top-level members that are read; the number is the index into `spans` and FIELD_NAMES.
 cdef enum:
     F_MODEL, F_STREAM, F_MESSAGES, F_PROMPT, F_INPUT, F_TOOLS, F_SYSTEM, F_INSTRUCTIONS
-    F_MAX_COMPLETION, F_MAX_OUTPUT, F_MAX_TOKENS, F_SALT, F_SESSION, F_PRIORITY, F_KV, F_EC, FIELDS
+    F_MAX_COMPLETION, F_MAX_OUTPUT, F_MAX_TOKENS, F_SALT, F_SESSION, F_PRIORITY, F_KV, F_EC
+    F_SAMPLES, F_LOGPROBS, FIELDS
 
 cdef const char **FIELD_NAMES = [
     "model", "stream", "messages", "prompt", "input", "tools", "system", "instructions",
     "max_completion_tokens", "max_output_tokens", "max_tokens", "cache_salt", "session_id",
-    "priority", "kv_transfer_params", "ec_transfer_params",
+    "priority", "kv_transfer_params", "ec_transfer_params", "n", "prompt_logprobs",
 ]
 
 
@@ -274,6 +275,10 @@ cdef bint arrange(Walk *walk, Plain *plain) noexcept:
     return not (walk.irregular or walk.out.truncated)
 
 
+cdef bint has_value(Span span) noexcept:
+    return span.start != NULL and span.start[0] != c'n'
+
+
 cdef int scan_plain(
     const uint8_t *body, size_t size, int kind, uint8_t *work, Plain *plain
 ) except -1:
@@ -289,6 +294,8 @@ cdef int scan_plain(
     if not arrange(&walk, plain):
         return 0
     if salt.start != NULL or walk.spans[F_KV].start != NULL or walk.spans[F_EC].start != NULL:
+        return 0
+    if walk.spans[F_SAMPLES].start != NULL or walk.spans[F_LOGPROBS].start != NULL:
         return 0
     plain.model = NULL
     plain.model_size = 0
@@ -341,6 +348,8 @@ def scan_body(bytes body not None, int kind=K_OTHER, Py_ssize_t cap=PROMPT_CAP):
     scan.stream = walk.spans[F_STREAM].start != NULL and walk.spans[F_STREAM].start[0] == c't'
     scan.max_tokens = cap_of(&walk)
     scan.priority = integer_of(walk.spans[F_PRIORITY]) or 0
+    scan.samples = max(1, integer_of(walk.spans[F_SAMPLES]) or 1)
+    scan.reads_cache = not has_value(walk.spans[F_LOGPROBS])
     scan.truncated = walk.out.truncated
     scan.transfer = ""
     for field in (F_KV, F_EC):

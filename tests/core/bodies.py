@@ -161,7 +161,8 @@ def fields(rng: random.Random) -> list[tuple[str, Any]]:
     found += [("system", content(rng))] * (rng.random() < 0.3)
     found += [("instructions", content(rng))] * (rng.random() < 0.3)
     found += [("stream", rng.choice((True, False, None, 1, "true")))] * (rng.random() < 0.5)
-    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "priority"):
+    numbers = ("max_tokens", "max_completion_tokens", "max_output_tokens", "priority")
+    for name in (*numbers, "n", "prompt_logprobs"):
         found += [(name, rng.choice((0, 16, -3, 2.5, None, 10**17, 10**20, "5")))] * (
             rng.random() < 0.3
         )

@@ -17,6 +17,7 @@ from warmlane._core import scan
 
 FIELDS = (
     *("model", "stream", "max_tokens", "salt", "session", "priority", "prompt", "tokens"),
+    *("samples", "reads_cache"),
     "transfer",
 )
 

@@ -21,7 +21,7 @@ MESSAGE_FIELDS = ("name", "tool_call_id", "tool_calls", "function_call")
 KNOWN = (
     *("model", "stream", "messages", "prompt", "input", "tools", "system", "instructions"),
     *("max_completion_tokens", "max_output_tokens", "max_tokens", "cache_salt", "session_id"),
-    *("priority", "kv_transfer_params", "ec_transfer_params"),
+    *("priority", "kv_transfer_params", "ec_transfer_params", "n", "prompt_logprobs"),
 )
 
 
@@ -48,6 +48,8 @@ class Found:
     prompt: bytes | None = None
     tokens: bytes | None = None
     transfer: str = ""
+    samples: int = 1
+    reads_cache: bool = True
 
 
 def utf8(text: str) -> bytes:
@@ -217,6 +219,8 @@ def scan(body: bytes, kind: int = 5, cap: int = 4 << 20) -> Found | None:
             found.max_tokens = number if number >= 0 else None
             break
     found.priority = integer(fields.get("priority")) or 0
+    found.samples = max(1, integer(fields.get("n")) or 1)
+    found.reads_cache = fields.get("prompt_logprobs") is None
     for name in ("kv_transfer_params", "ec_transfer_params"):
         if name in fields:
             found.transfer = name

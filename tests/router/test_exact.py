@@ -328,3 +328,37 @@ def test_answers_to_promises_of_a_cache_that_was_cleared_since_teach_nothing() -
         outcome = Outcome(prompt_tokens=4001, cached_tokens=0, output_tokens=1)
         fleet.router.close(ticket, outcome, fleet.now)
     assert fleet.rows(tokens=array("I", long).tobytes())["r0"] == ("exact", 4000)
+
+
+def test_a_request_that_reads_no_cache_is_promised_nothing() -> None:
+    fleet = Fleet(1)
+    fleet.hear(0, stored(PROMPT))
+    assert fleet.rows()["r0"] == ("exact", 36)
+    plain = fleet.request(reads_cache=False)
+    decision = fleet.router.decide(plain, fleet.now, 0)
+    assert (decision.view, decision.hit_tokens) == ("none", (0,))
+    fleet.router.close(decision.ticket, Outcome(prompt_tokens=40, cached_tokens=0), fleet.now)
+    assert fleet.rows()["r0"] == ("exact", 36)
+
+
+def test_usage_of_several_samples_teaches_nothing() -> None:
+    """It is that of the last one, which finds the first one's blocks."""
+    long = list(range(4001))
+    fleet = Fleet(1)
+    fleet.hear(0)
+    for samples in (4, 1):
+        for _ in range(20):
+            asked = fleet.request(tokens=array("I", long).tobytes(), samples=samples)
+            decision = fleet.router.decide(asked, fleet.now, 0)
+            fleet.router.sent(decision.ticket, 0, fleet.now)
+            outcome = Outcome(prompt_tokens=4001, cached_tokens=4000, output_tokens=1)
+            fleet.router.close(decision.ticket, outcome, fleet.now)
+            fleet.now += 1.0  # what was promised by the one before is over
+            fleet.router.maintain(fleet.now)
+        for _ in range(3):
+            fleet.now += 11.0
+            fleet.router.maintain(fleet.now)
+        replica = fleet.pool.replicas[0]
+        assert replica is not None
+        assert (replica.doubt is None) == (samples == 4)
+        fleet.view.exact.clear(0)
