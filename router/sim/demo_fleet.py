@@ -156,8 +156,10 @@ class Replicas:
 class RouterProcess:
     """`warmlane serve` in front of replicas."""
 
-    def __init__(self, replicas: Sequence[str], policy: str, port: int = 0) -> None:
-        words = ["serve", "--port", str(port), "--admin-port", "0", "--policy", policy]
+    def __init__(
+        self, replicas: Sequence[str], policy: str, port: int = 0, options: Sequence[str] = ()
+    ) -> None:
+        words = ["serve", "--port", str(port), "--admin-port", "0", "--policy", policy, *options]
         words += ["--log-level", "warning"]
         for url in replicas:
             words += ["--replica", url]

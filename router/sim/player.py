@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -86,12 +86,15 @@ class LagMeter:
 
 async def play(
     workload: Workload,
-    url: str,
+    url: str | Sequence[str],
     how: Play,
     on_result: Callable[[Result], None] | None = None,
 ) -> list[Result]:
-    """Play it all; the results in order of completion. Failures are results, not exceptions."""
-    client = Client(url, timeout_s=how.timeout_s)
+    """Play it all; the results in order of completion. Failures are results, not exceptions.
+
+    url: of one router, or of several that take requests in turn, whatever their session.
+    """
+    client = _Turns([url] if isinstance(url, str) else url, how.timeout_s)
     texts = Texts(workload.block_size, how.shrink)
     gate = asyncio.Semaphore(how.max_in_flight)
     results: list[Result] = []
@@ -117,10 +120,27 @@ async def play(
     return results
 
 
+class _Turns:
+    """Servers that take requests in turn."""
+
+    def __init__(self, urls: Sequence[str], timeout_s: float) -> None:
+        self._clients = [Client(url, timeout_s=timeout_s) for url in urls]
+        self._next = 0
+
+    async def request(self, method: str, path: str, body: bytes) -> Reply:
+        client = self._clients[self._next]
+        self._next = (self._next + 1) % len(self._clients)
+        return await client.request(method, path, body)
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+
 async def _session(
     session: Session,
     start_s: float,
-    client: Client,
+    client: _Turns,
     texts: Texts,
     how: Play,
     gate: asyncio.Semaphore,
@@ -151,7 +171,7 @@ async def _session(
 
 
 async def _ask(
-    client: Client, path: str, body: bytes, session: str, turn: int, speed: float
+    client: _Turns, path: str, body: bytes, session: str, turn: int, speed: float
 ) -> tuple[Result, str]:
     start = time.monotonic()
     try:
