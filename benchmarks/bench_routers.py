@@ -34,7 +34,8 @@ from tests.share_server import Server
 from warmlane.router.config import PoolConfig
 from warmlane.router.sim.client import Client
 from warmlane.router.sim.demo_fleet import Replicas, RouterProcess, read_metrics
-from warmlane.router.sim.lab import Lab, LabOptions
+from warmlane.router.sim.lab import Lab
+from warmlane.router.sim.lab_run import LabOptions
 from warmlane.router.sim.player import LagMeter, Play, play
 from warmlane.router.sim.replay import fleet_of
 from warmlane.router.sim.replay_workloads import workload

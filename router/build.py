@@ -33,6 +33,7 @@ from warmlane.router.feeds.kube import accesses
 from warmlane.router.lane_exact import ExactLane
 from warmlane.router.metrics_export import attach
 from warmlane.router.pool import Pool
+from warmlane.router.record_file import RecordFile
 from warmlane.router.shadow import Shadow
 from warmlane.router.share import Sharer
 from warmlane.router.types import Decision, Outcome, ReplicaState, Request
@@ -51,7 +52,7 @@ _IDLE_S = 0.1
 # Everything else it can. What is left as it was is named.
 _RESTART = (
     *("listen", "admin", "admission", "ext_proc", "shadow", "index", "tokens", "leader"),
-    "share",
+    *("share", "record"),
 )
 _RESTART_LIMITS = ("replicas", "tickets", "upstream_idle")
 _RESTART_TIMEOUTS = ("upstream_keepalive_s",)
@@ -76,6 +77,7 @@ class Running:
         self.followers: list[Callable[[Config], None]] = []  # faces that want each new config
         self.sharing: ShareFeed | None = None  # with other routers, where that is configured
         self._apart = Apart(self.router)
+        self.record: RecordFile | None = None  # log of requests, where that is configured
         self._tasks: list[asyncio.Task[None]] = []
         attach(self.metrics, self.router.pools, self._index_stats, monotonic)
 
@@ -84,6 +86,10 @@ class Running:
         await self.feeds.start()
         if self.feeds.tokens is not None:
             self.feeds.tokens.router = self.router
+        if self.config.record.file:
+            record = RecordFile(self.router, self.config.record, _baseline(self.config))
+            record.open()
+            self.record = record
         self._tasks.append(asyncio.create_task(self._maintain(), name="maintenance"))
         if self.config.share.url:
             self.sharing = _share_feed(self.router)
@@ -98,6 +104,8 @@ class Running:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.sharing is not None:
             await self.sharing.close()
+        if self.record is not None:
+            self.record.close()
 
     @property
     def routers_unheard(self) -> int:
@@ -198,11 +206,18 @@ class Running:
                 if self.router.maintain(before, _SLICE_US):
                     wait_s = _BUSY_S
                 self._apart.tick(self.routers_unheard)
+                if self.record is not None:
+                    self.record.tick(before)
             except Exception:
                 log.exception("event=maintenance_bug")
             began = monotonic()
             await asyncio.sleep(wait_s)
             self.metrics.lag(max(0.0, monotonic() - began - wait_s))
+
+
+def _baseline(config: Config) -> str | None:
+    """None: the pools' policies decide; "": somebody else does, or not always."""
+    return None if config.shadow.mode == "active" and config.shadow.share == 1.0 else ""
 
 
 def _share_feed(router: Router) -> ShareFeed:

@@ -122,6 +122,7 @@ def add_running(parser: argparse.ArgumentParser, *, watches: str, share: str) ->
     option = adder(parser)
     option("--shadow", text=watches, action="store_true")
     option("--share", text=share, type=float, metavar="SHARE")
+    option("--record", text="log requests without their text, for replay", metavar="FILE")
     option("--drain-s", text="longest wait for what is under way at SIGTERM (60)", type=float)
     parser.add_argument(
         "--drain-delay-s",
@@ -163,6 +164,8 @@ def config_data(given: dict[str, Any], *, admin: str, follow_pool: bool = True) 
         data["zone"] = given["zone"]
     if "drain_s" in given:
         data["timeouts"] = {**(data.get("timeouts") or {}), "drain_s": given["drain_s"]}
+    if "record" in given:
+        data["record"] = {**(data.get("record") or {}), "file": given["record"]}
     watch = {"mode": "shadow"} if "shadow" in given else {}
     watch.update({"share": given["share"]} if "share" in given else {})
     if watch:

@@ -15,6 +15,7 @@ from msgspec import Meta
 from warmlane.router.config_adapters import Adapters
 from warmlane.router.config_admission import Admission
 from warmlane.router.config_envoy import ExtProc, ShadowConfig
+from warmlane.router.config_record import Record
 from warmlane.router.config_share import Sharing
 from warmlane.router.types import ReplicaSpec
 
@@ -344,6 +345,7 @@ class Config(Tree, frozen=True, kw_only=True):
     ext_proc: Annotated[ExtProc, _note("the Envoy endpoint picker")] = ExtProc()
     shadow: Annotated[ShadowConfig, _note("decisions beside somebody else's")] = ShadowConfig()
     leader: Annotated[Leader, _note("election among several pickers")] = Leader()
+    record: Annotated[Record, _note("log of requests for `warmlane replay`")] = Record()
     share: Annotated[Sharing, _note("several routers before the same replicas")] = Sharing()
     transfer_params: Annotated[
         Literal["reject", "strip"], _note("what to do with a client's *_transfer_params")

@@ -17,9 +17,9 @@ from warmlane._core.hashing import root_key
 from warmlane._core.ledger import TICKET_BITS, LedgerFull
 from warmlane.router.catalog import Target
 from warmlane.router.config import Config, PoolConfig
-from warmlane.router.decide import LAST_RESORT, RETRY_AFTER_S, Decider
+from warmlane.router.decide import LAST_RESORT, Decider
 from warmlane.router.errors import NoReplica
-from warmlane.router.lane_open import Chosen, Named, Open
+from warmlane.router.lane_open import Chosen, Named, Open, Recording, tickets_full
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool
 from warmlane.router.prefix import PrefixKey, head_key, next_turn
@@ -67,6 +67,7 @@ class Lane(Desk):
         self._metrics = metrics
         self._high = number << TICKET_BITS
         self._open: dict[int, Open] = {}
+        self.recorder: Recording | None = None  # hears of each request that was closed
         self._ledger = pool.ledger
         self._trust = self.view.trust
         self.watchdog = Watchdog(pool, self.view.facts)
@@ -159,7 +160,8 @@ class Lane(Desk):
         try:
             ticket = self._ledger.open(first, uncached, prompt_tokens, now, output)
         except LedgerFull:
-            raise self._full() from None
+            self._metrics.limit_reached("tickets")
+            raise tickets_full(self.pool) from None
         pool.placed(first, uncached)
         decision = Decision(
             ticket=self._high | ticket,
@@ -187,7 +189,7 @@ class Lane(Desk):
 
         Holds until the pool changes, or admission begins to look at requests.
         """
-        looked_at = self.gate is not None and self.gate.active
+        looked_at = self.recorder is not None or (self.gate is not None and self.gate.active)
         if self._mix is None or not self._is_plain or looked_at:
             return None
         if target.adapter or target.engine_name != name:
@@ -295,8 +297,10 @@ class Lane(Desk):
         if seconds >= 0:
             self._metrics.ttft(self._name, seconds)
             opened = self._open.get(number)
-            if opened is not None and opened.decision.view == "approximate":
-                self._trust.sent(opened.slot, opened.raw_hit, opened.decision.prompt_tokens)
+            if opened is not None:
+                opened.ttft_s = seconds
+                if opened.decision.view == "approximate":
+                    self._trust.sent(opened.slot, opened.raw_hit, opened.decision.prompt_tokens)
             if self.gate is not None:
                 self.gate.stirred()
         return seconds
@@ -320,6 +324,8 @@ class Lane(Desk):
             self.pool.adapters.closed(slot, adapter, seconds if ok else None)
         if ok:
             self._learn(opened, slot, outcome, now)
+        if self.recorder is not None:
+            self.recorder(opened, slot, outcome, seconds, now)
         return True
 
     def maintain(self, now: float, older_than: float, budget_us: int) -> bool:
@@ -394,8 +400,3 @@ class Lane(Desk):
 
     def _charge(self, slot: int, tokens: int) -> None:
         self.view.charge(slot, "text", tokens)
-
-    def _full(self) -> NoReplica:
-        self._metrics.limit_reached("tickets")
-        told = f"{self.open_tickets} requests of pool {self.pool.name!r} are under way"
-        return NoReplica(told, status=429, retry_after_s=RETRY_AFTER_S)

@@ -123,6 +123,8 @@ FAMILIES: Final = (
     Family("warmlane_kube_failures_total", "counter", ("pool", "resource", "reason"),
            "Failed lists and watches by reason: denied, absent, expired, throttled, server, "
            "unreachable, unreadable."),
+    Family("warmlane_record_requests_total", "counter", ("result",),
+           "Requests for the record (record.file); result is kept or lost (the queue was full)."),
     Family("warmlane_share_messages_total", "counter", ("direction",),
            "Messages between routers; direction is told or heard."),
     Family("warmlane_share_bytes_total", "counter", ("direction",),

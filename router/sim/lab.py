@@ -46,7 +46,6 @@ from warmlane.router.types import (
     Request,
 )
 
-FRONT_S = 0.0156  # HTTP and tokenizer before the engine (inference-sim's fit of vLLM)
 HEAD_BLOCKS = 64  # block keys that stand for the prompt's head, for policies that hash it
 MODEL = "model"
 POOL = "lab"
@@ -260,7 +259,7 @@ class Lab:
         zones, away_s = self.options.zones, 0.0
         if zones and zones[live.slot % len(zones)] != zones[0]:
             away_s = self.options.cross_zone_s
-        self._at(now + FRONT_S + away_s, partial(self._enter, live))
+        self._at(now + self.options.front_s + away_s, partial(self._enter, live))
 
     def _enter(self, live: _Live, now: float) -> None:
         turn = live.session.turns[live.index]

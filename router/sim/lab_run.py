@@ -8,6 +8,8 @@ from warmlane.router.config_admission import Admission
 from warmlane.router.sim.lab_world import Change
 from warmlane.router.sim.timing import DEFAULT_PRESET, PRESETS, Timing
 
+FRONT_S = 0.0156  # HTTP and tokenizer before the engine (inference-sim's fit of vLLM)
+
 
 class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Fleet and pacing.
@@ -18,11 +20,11 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     cache size over the truth. scrape_s: between two scrapes; view_lag_s: by which cache events are
     late (exact view). tier_tokens: host memory behind each KV cache. zones: of the replicas, in
     turn; the routers are in the first one, and a request to another one is cross_zone_s longer
-    under way. routers: that many before one fleet, each request through one of them by chance.
-    share_s: time between two messages of one, 0: they know nothing of each other; a message is
-    under way for share_lag_s. admission: of the routers. A client that is refused asks again when
-    it was told to, for patience_s after it first asked; its times count from there. named: its
-    requests carry the session's id.
+    under way. front_s: from the router into an engine's queue. routers: that many before one fleet,
+    each request through one of them by chance. share_s: time between two messages of one, 0: they
+    know nothing of each other; a message is under way for share_lag_s. admission: of the routers. A
+    client that is refused asks again when it was told to, for patience_s after it first asked; its
+    times count from there. named: its requests carry the session's id.
     """
 
     fleet: tuple[Timing, ...] = (PRESETS[DEFAULT_PRESET],) * 4
@@ -40,6 +42,7 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     tier_tokens: int = 0
     zones: tuple[str, ...] = ()
     cross_zone_s: float = 0.002
+    front_s: float = FRONT_S
     routers: int = 1
     share_s: float = 0.05
     share_lag_s: float = 0.002

@@ -23,8 +23,10 @@ from warmlane.router.config import PoolConfig
 from warmlane.router.errors import RouterError
 from warmlane.router.registry import POLICIES, build_parts
 from warmlane.router.sim.lab import Lab
-from warmlane.router.sim.lab_run import LabOptions
+from warmlane.router.sim.lab_run import FRONT_S, LabOptions
 from warmlane.router.sim.lab_world import CHANGES, Change
+from warmlane.router.sim.record_trace import Recorded
+from warmlane.router.sim.replay_backtest import backtest, fleet_size, record_at
 from warmlane.router.sim.replay_html import page
 from warmlane.router.sim.replay_report import (
     Figures,
@@ -121,8 +123,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("trace", nargs="?", help=f"trace file (plain or gzip), or {', '.join(BUILT_IN)}")
     add("--format", default="auto", choices=["auto", *LOADERS], help="of the trace file")
-    add("--policy", default=DEFAULT_POLICIES, metavar="A,B,C", help="policies; `list` names them")
-    add("--replicas", type=int, default=4)
+    add("--policy", default="", metavar="A,B,C", help=f"`list` names them ({DEFAULT_POLICIES})")
+    add("--backtest", action="store_true", help="of a record: predict it, and tell the error")
+    add("--ran", default="", metavar="POLICY", help="what ran, where a record does not tell")
+    add("--replicas", type=int, help="how many (4; of a record: as it says)")
     add("--profile", default=DEFAULT_PRESET, help="model and GPU (several: in turn); `list`")
     add("--kv-tokens", type=int, default=0, help="KV cache of one replica, 0: the profile's")
     add("--rate-scale", type=float, default=1.0, metavar="X", help="arrivals X times faster")
@@ -133,6 +137,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--think-cap", type=float, default=120.0, metavar="S", help="longest think time")
     add("--max-prompt", type=int, default=131_072, metavar="TOKENS")
     add("--view", default="approximate", choices=["exact", "approximate", "none"])
+    add(
+        "--front-ms",
+        type=float,
+        default=1000 * FRONT_S,
+        metavar="MS",
+        help="router to queue (15.6)",
+    )
     add("--routers", type=int, default=1, metavar="M", help="before one fleet, taken by chance")
     add("--share", default="on", choices=["on", "off"], help="do they hear each other (on)")
     add("--slo-ttft", type=float, default=2.0, metavar="S", help="goodput: time to first token")
@@ -167,6 +178,8 @@ def options_of(args: argparse.Namespace) -> LabOptions:
             raise TraceError(f"{name} {count}: must be at least 1")
     if not 1 <= args.routers <= MAX_ROUTERS:
         raise TraceError(f"--routers {args.routers}: must be 1 to {MAX_ROUTERS}")
+    if not 0 <= args.front_ms < 1e6:
+        raise TraceError(f"--front-ms {args.front_ms:g}: must be 0 to 1000000")
     if args.kv_tokens < 0 or args.sessions < 0 or not 0 <= args.think_cap < 1e9:
         raise TraceError("--kv-tokens, --sessions and --think-cap must not be negative")
     if not 0 <= args.tier_tokens < 2**31 or not 0 <= args.event_lag < 1e6:
@@ -182,6 +195,7 @@ def options_of(args: argparse.Namespace) -> LabOptions:
         max_prompt=args.max_prompt,
         view=args.view,
         kv_scale=args.kv_scale,
+        front_s=args.front_ms / 1000,
         routers=args.routers,
         share_s=SHARE_S if args.share == "on" else 0.0,
         changes=tuple(
@@ -254,6 +268,33 @@ def _notes(args: argparse.Namespace, samples: Sequence[Sample]) -> list[str]:
     ]
 
 
+def _fit(args: argparse.Namespace, recorded: Recorded | None) -> None:
+    """Fleet options that were not given: as a record says."""
+    replicas, kv_tokens = (4, 0) if recorded is None else fleet_size(recorded)
+    args.replicas = replicas if args.replicas is None else args.replicas
+    args.kv_tokens = args.kv_tokens or kv_tokens
+
+
+def _backtest(
+    args: argparse.Namespace, recorded: Recorded | None, options: LabOptions
+) -> int | None:
+    """Tell the error; the exit status, or None when other policies may be told of."""
+    if recorded is None:
+        raise TraceError(f"--backtest: {args.trace} is not what --record wrote")
+    found = backtest(recorded, options, args.ran)
+    print(found.text())
+    if found.fits and args.policy:
+        return None
+    if not args.policy:
+        return 0
+    print(
+        "warmlane replay: the lab does not predict this record: other policies are not told of."
+        " Choose the --profile, --kv-tokens or --speeds of your replicas",
+        file=sys.stderr,
+    )
+    return 3
+
+
 def _routers(args: argparse.Namespace) -> str:
     if args.routers == 1:
         return ""
@@ -271,23 +312,29 @@ def _write(args: argparse.Namespace, notes: list[str], summaries: list[Summary])
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table, write the reports. Exit status 2 on bad input."""
+    """Print the table, write the reports. Exit status 2 on bad input, 3: a what-if is refused."""
     try:
         if _listing(args):
             return 0
         if not args.trace:
             raise TraceError("which trace? a file, or one of " + ", ".join(BUILT_IN))
-        options, policies = options_of(args), _policies(args.policy)
+        recorded = record_at(args.trace, args.format)
+        _fit(args, recorded)
+        options, policies = options_of(args), _policies(args.policy or DEFAULT_POLICIES)
         for path in filter(None, (args.json, args.html)):
             if not path.parent.is_dir() or path.is_dir():
                 raise TraceError(f"{path}: cannot be written")
+        logging.getLogger("warmlane.watchdog").setLevel(logging.ERROR)  # of modelled replicas
+        if args.backtest:
+            status = _backtest(args, recorded, options)
+            if status is not None:
+                return status
         seeds = range(args.seed, args.seed + args.seeds)
         kept = {"kind": args.format, "windows": args.windows, "sessions": args.sessions}
         samples = list(samples_of(args.trace, seeds=seeds, **kept))
         slo = Slo(args.slo_ttft, args.slo_tpot / 1000)
         console = Console(stderr=True)
         quiet = args.quiet or not console.is_terminal
-        logging.getLogger("warmlane.watchdog").setLevel(logging.ERROR)  # of modelled replicas
         with Progress(console=console, transient=True, disable=quiet) as bar:
             task = bar.add_task("", total=1.0)
             summaries = compare(

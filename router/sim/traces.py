@@ -10,6 +10,7 @@ Formats (the README beside the traces describes them; none of the data is part o
   agent_miniswe*, taubench_*  agent trajectories: 16-token blocks, delta form
   azure_llm_*.csv             Azure LLM inference trace: time stamps and lengths, nothing shared
   servegen_*.csv              ServeGen client statistics: arrivals and lengths, nothing shared
+  record*                     what `--record` of serve and ext-proc wrote (record_trace)
 Any of them may be gzip-compressed.
 """
 
@@ -18,62 +19,30 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from warmlane.router.sim import record_trace
 from warmlane.router.sim.chance import Chance
+from warmlane.router.sim.trace_types import Runs, Session, TraceError, Turn, Workload, compress
 
-Runs = tuple[tuple[int, int], ...]  # (first id, count), consecutive ids
+__all__ = [
+    "LOADERS",
+    "Runs",
+    "Session",
+    "TraceError",
+    "Turn",
+    "Workload",
+    "compress",
+    "find_traces",
+    "load",
+]
 
 MOONCAKE_BATCH_S = 3.0  # its time stamps are rounded down to batches of 3 s
-
-
-class TraceError(ValueError):
-    """A trace cannot be read; the message names the file, the line and what is wrong."""
-
-
-class Turn(msgspec.Struct, frozen=True):
-    """One request: prompt and output tokens, recorded time, think time before it, prompt blocks.
-
-    at_s: seconds after the session's start; think_s: how long the client waited after the
-    previous answer of the session.
-    """
-
-    prompt: int
-    output: int
-    at_s: float
-    think_s: float
-    runs: Runs
-
-    def blocks(self) -> Iterator[int]:
-        """The ids of the prompt's blocks in order; the last one may be partly filled."""
-        for first, count in self.runs:
-            yield from range(first, first + count)
-
-
-class Session(msgspec.Struct, frozen=True):
-    """Turns of one client, in order: the next one is sent after the previous answer."""
-
-    name: str
-    start_s: float
-    turns: tuple[Turn, ...]
-
-
-class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """Sessions over blocks of `block_size` tokens. note: how it was derived, one line."""
-
-    name: str
-    block_size: int
-    sessions: tuple[Session, ...]
-    note: str = ""
-
-    @property
-    def requests(self) -> int:
-        return sum(len(session.turns) for session in self.sessions)
 
 
 def find_traces(environ: Mapping[str, str], start: Path) -> Path | None:
@@ -114,17 +83,6 @@ def _sniff(path: Path) -> str:
         if word in line:
             return kind
     raise TraceError(f"{path}: unknown trace; the formats are {', '.join(LOADERS)}")
-
-
-def compress(ids: Iterable[int]) -> Runs:
-    """Ids -> runs."""
-    runs: list[list[int]] = []
-    for block in ids:
-        if runs and runs[-1][0] + runs[-1][1] == block:
-            runs[-1][1] += 1
-        else:
-            runs.append([block, 1])
-    return tuple((first, count) for first, count in runs)
 
 
 def _open(path: Path) -> io.TextIOBase:
@@ -344,6 +302,11 @@ def _unshared(path: Path, lengths: list[tuple[float, int, int]], size: int, note
     return Workload(name=_name(path), block_size=size, sessions=tuple(sessions), note=note)
 
 
+def _record(path: Path, seed: int) -> Workload:
+    del seed  # nothing is left open
+    return record_trace.trace(record_trace.read(path), _name(path))
+
+
 LOADERS: dict[str, Callable[[Path, int], Workload]] = {
     "mooncake": _mooncake,
     "agentic": _agentic,
@@ -351,10 +314,12 @@ LOADERS: dict[str, Callable[[Path, int], Workload]] = {
     "taubench": _trajectories,
     "azure_llm": _azure,
     "servegen": _servegen,
+    "record": _record,
 }
 
 # What only the first line of one format holds; in this order.
 _MARKS = {
+    '"warmlane_record"': "record",
     '"hash_ids"': "mooncake",
     '"tool_tokens"': "agentic",
     '"keep"': "agent_miniswe",
