@@ -378,9 +378,8 @@ class Lane(Desk):
                 self._learn_length()
         if cached is not None:
             self._teach(opened, slot, cached, prompt, now)
-        replica = self.pool.replicas[slot]
-        assert replica is not None, "a slot with an open ticket is never freed"
-        self._metrics.hit(self._name, replica.name, decision.hit_on(slot), cached, prompt)
+        hit = decision.hit_on(slot)
+        self._metrics.hit(self._name, self._name_of(slot), hit, cached, prompt)
         if alone:
             traits = traits_of(opened.request, decision.adapter, decision.view)
             self.watchdog.answered(slot, traits, opened.raw_hit, cached, prompt)
