@@ -17,12 +17,16 @@ from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool
 from warmlane.router.types import LoadSnapshot, ReplicaSpec
 
+_MADE: list[Scraper] = []  # by the running test
+
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     session = open_session(4.0)
     yield session
     await session.close()
+    while _MADE:
+        _MADE.pop().close()
 
 
 def scraper(
@@ -35,7 +39,7 @@ def scraper(
     slot = pool.add(ReplicaSpec(url=url, **spec), 0.0)  # type: ignore[arg-type]
     replica = pool.replicas[slot]
     assert replica is not None
-    return Scraper(
+    made = Scraper(
         pool,
         replica,
         session,
@@ -45,6 +49,8 @@ def scraper(
         pace=Pace(),
         clock=asyncio.get_running_loop().time,
     )
+    _MADE.append(made)
+    return made
 
 
 async def test_a_recorded_scrape_reaches_the_pool(session: aiohttp.ClientSession) -> None:
