@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 from warmlane.envoy import transport_native
 from warmlane.envoy.addresses import Resolver
@@ -74,7 +75,7 @@ class Server:
         """Bind and serve. PortTaken; ConfigError: the wanted transport is not built."""
         options = self.options
         health = self.health.methods()
-        methods: Methods = {PROCESS: self._session, **health}
+        methods: Methods = {PROCESS: partial(Session, self.picker), **health}
         limits = limits_of(self.running.config)
         self.resolver.look(monotonic())
         await self.resolver.resolved()
@@ -100,9 +101,6 @@ class Server:
             self.running.config.shadow.mode,
         )
         self._tick()
-
-    def _session(self, wake: Any) -> Session:
-        return Session(self.picker, wake)
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)

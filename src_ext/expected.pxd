@@ -4,7 +4,8 @@
 ring in the order of decisions, and the formula of both moments. A ticket of a compiled course is
 kept with the little that its events need, so that nothing else of the request stays; one of the
 Python half is told to its lane. Within one replica predicted moments grow with the order of
-decisions, up to small changes of its pace: no heap.
+decisions, up to small changes of its pace: no heap. Memory follows the open tickets, however far
+away predicted moments are.
 """
 from cpython cimport array
 from cpython.object cimport PyObject
@@ -46,3 +47,4 @@ cdef class Expected:
     cdef int begin(self, Due *due, double now) except -1
     cdef int finish(self, Due *due, double now) except -1
     cdef int close_oldest(self, double now) except -1
+    cdef int skip_closed(self) noexcept

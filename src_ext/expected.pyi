@@ -34,6 +34,9 @@ class Expected:
     def __len__(self) -> int:
         """Tickets whose end is predicted."""
     @property
+    def room(self) -> int:
+        """Tickets that fit both queues before they grow, for tests."""
+    @property
     def idle(self) -> bool:
         """Is nothing waited for?"""
     def watch(self, ticket: int, now: float, end: bool) -> None:

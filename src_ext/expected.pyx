@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from warmlane._core.desk cimport Desk, Lead, Pick
+from warmlane._core.ledger cimport Ledger
 
 
 cdef extern from "alloc.h" nogil:
@@ -25,24 +26,42 @@ cdef int64_t TICKET_MASK = (1 << 48) - 1
 
 
 cdef int push(Ring *ring, const Due *due) except -1:
-    cdef Due *grown
-    cdef size_t room, ahead
     if ring.count == ring.room:
-        room = 2 * ring.room if ring.room else FIRST_ROOM
-        grown = <Due *>wl_malloc(room * sizeof(Due))
-        if grown == NULL:
-            raise MemoryError("no memory for predicted moments")
-        ahead = ring.room - ring.first
-        if ring.count:
-            memcpy(grown, ring.due + ring.first, ahead * sizeof(Due))
-            memcpy(grown + ahead, ring.due, ring.first * sizeof(Due))
-        wl_free(ring.due)
-        ring.due, ring.room, ring.first = grown, room, 0
+        grow(ring)
     ring.due[(ring.first + ring.count) & (ring.room - 1)] = due[0]
     ring.count += 1
     if due.lead != NULL:
         Py_INCREF(<object>due.lead)
     return 0
+
+
+cdef int grow(Ring *ring) except -1:
+    cdef size_t room = 2 * ring.room if ring.room else FIRST_ROOM
+    cdef size_t ahead = ring.room - ring.first
+    cdef Due *grown = <Due *>wl_malloc(room * sizeof(Due))
+    if grown == NULL:
+        raise MemoryError("no memory for predicted moments")
+    ahead = min(ahead, ring.count)
+    if ring.count:
+        memcpy(grown, ring.due + ring.first, ahead * sizeof(Due))
+        memcpy(grown + ahead, ring.due, (ring.count - ahead) * sizeof(Due))
+    wl_free(ring.due)
+    ring.due, ring.room, ring.first = grown, room, 0
+    return 0
+
+
+cdef void drop_closed(Ring *ring, Ledger ledger) noexcept:
+    # Forget tickets that ended otherwise, wherever they stand.
+    cdef size_t at, kept = 0, mask = ring.room - 1
+    cdef Due *due
+    for at in range(ring.count):
+        due = &ring.due[(ring.first + at) & mask]
+        if ledger.slot_now(due.ticket & TICKET_MASK) < 0:
+            Py_XDECREF(due.lead)
+        else:
+            ring.due[(ring.first + kept) & mask] = due[0]
+            kept += 1
+    ring.count = kept
 
 
 cdef Due pop(Ring *ring) noexcept:
@@ -104,6 +123,11 @@ cdef class Expected:
         return self.ends.count
 
     @property
+    def room(self):
+        """Tickets that fit both queues before they grow, for tests."""
+        return self.firsts.room + self.ends.room
+
+    @property
     def idle(self):
         """Is nothing waited for?"""
         return self.firsts.count == 0 and self.ends.count == 0
@@ -142,6 +166,11 @@ cdef class Expected:
             due.at = first + self.pace * self.lane.output_tokens / self.output_rate
             push(&self.ends, due)
         due.at = first
+        if self.firsts.count == self.firsts.room:
+            drop_closed(&self.firsts, self.lane.ledger)
+            # Grow only where half of it lives: the room follows the open tickets.
+            if 2 * self.firsts.count >= self.firsts.room:
+                grow(&self.firsts)
         push(&self.firsts, due)
         if end and self.lane.ledger.open_tickets > self.most:
             self.metrics.limit_reached("predicted_tickets")
@@ -151,12 +180,14 @@ cdef class Expected:
     def tick(self, double now):
         """Tell of every moment that has come."""
         cdef Due due
+        self.skip_closed()
         while self.firsts.count and self.firsts.due[self.firsts.first].at <= now:
             due = pop(&self.firsts)
             try:
                 self.begin(&due, now)
             finally:
                 Py_XDECREF(due.lead)
+            self.skip_closed()
         while self.ends.count and self.ends.due[self.ends.first].at <= now:
             self.close_oldest(now)
 
@@ -183,6 +214,18 @@ cdef class Expected:
             return self.finish(&due, now)
         finally:
             Py_XDECREF(due.lead)
+            self.skip_closed()
+
+    cdef int skip_closed(self) noexcept:
+        # First tokens whose tickets ended before, in front of the others.
+        cdef Ledger ledger = self.lane.ledger
+        cdef Due due
+        while self.firsts.count and ledger.slot_now(
+            self.firsts.due[self.firsts.first].ticket & TICKET_MASK
+        ) < 0:
+            due = pop(&self.firsts)
+            Py_XDECREF(due.lead)
+        return 0
 
     cdef int finish(self, Due *due, double now) except -1:
         cdef Pick pick

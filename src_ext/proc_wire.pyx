@@ -51,6 +51,7 @@ cdef enum:  # what a Struct is read for
 cdef enum:
     PIECE = 62_000
     ON_STACK = 2048
+    MOST_PATH = 256     # a longer one is not kept for the next head
     OVERWRITE = 2       # HeaderAppendAction OVERWRITE_IF_EXISTS_OR_ADD
     CUT_ENDPOINTS = 4096  # entries of a subset hint that are read
 
@@ -62,7 +63,11 @@ cdef const char *UPSTREAM_KEY = "upstream.address"  # where a gateway sends this
 cdef const char *SERVED_KEY = "x-gateway-destination-endpoint-served"
 cdef bytes CONTENT_TYPE = b"content-type"
 cdef bytes CONTENT_LENGTH = b"content-length"
+cdef bytes JSON = b"application/json"
 cdef bytes POST = b"POST"
+# The path of the latest head: nearly all ask for the same few.
+cdef bytes PATH_SEEN = b""
+cdef str PATH_TEXT = ""
 cdef bytes NOTHING = b""
 cdef dict NO_HEADERS = {}
 
@@ -77,6 +82,17 @@ cdef inline bytes cut(const uint8_t *data, size_t size):
 
 cdef inline str text(const uint8_t *data, size_t size):
     return PyUnicode_DecodeUTF8(<const char *> data, <Py_ssize_t> size, "replace")
+
+
+cdef str path_of(const uint8_t *data, size_t size):
+    global PATH_SEEN, PATH_TEXT
+    cdef str found
+    if wl_pb_is(data, size, PyBytes_AS_STRING(PATH_SEEN), PyBytes_GET_SIZE(PATH_SEEN)):
+        return PATH_TEXT
+    found = text(data, size)
+    if size <= MOST_PATH:
+        PATH_SEEN, PATH_TEXT = cut(data, size), found
+    return found
 
 
 @cython.final
@@ -164,11 +180,14 @@ cdef class Received:
         if id == WL_P_METHOD:
             self.method = POST if wl_pb_is(value, value_size, "POST", 4) else cut(value, value_size)
         elif id == WL_P_PATH:
-            self.path = text(value, value_size)
+            self.path = path_of(value, value_size)
         elif id == WL_P_STATUS:
             self.status = status_of(value, value_size)
         elif id == WL_P_CONTENT_TYPE:
-            self.keep(CONTENT_TYPE, cut(value, value_size))
+            if wl_pb_is(value, value_size, "application/json", 16):
+                self.keep(CONTENT_TYPE, JSON)
+            else:
+                self.keep(CONTENT_TYPE, cut(value, value_size))
         elif id == WL_P_CONTENT_LENGTH:
             self.keep(CONTENT_LENGTH, cut(value, value_size))
         else:

@@ -28,6 +28,7 @@ cdef class Frames:
     cdef nghttp2_session *session
     cdef readonly Shared shared
     cdef dict streams        # id -> Stream: those that libnghttp2 has open
+    cdef bytes path          # :path of the latest head
     cdef list relieved       # streams whose window may open again
     cdef object failure      # an exception raised in a callback
     cdef bint lost           # no byte goes out any more

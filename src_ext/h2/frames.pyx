@@ -3,7 +3,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, uint8_t, uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from warmlane._core.h2.nghttp2 cimport *
 from warmlane._core.h2.streams cimport Shared, Stream
@@ -49,7 +49,8 @@ cdef int on_begin_headers(
     if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
         return 0
     try:
-        stream = Stream(self.shared, self, frame.hd.stream_id)
+        stream = Stream.__new__(Stream)
+        stream.begin(self.shared, self, frame.hd.stream_id)
         self.streams[stream.id] = stream
         nghttp2_session_set_stream_user_data(session, stream.id, <void *> stream)
     except MemoryError as error:
@@ -77,7 +78,13 @@ cdef int on_header(
         pass  # trailers of a client hold nothing that a gRPC server reads
     elif wl_same(name, name_size, ":path"):
         try:
-            stream.path = PyBytes_FromStringAndSize(<const char *> value, size)
+            # Nearly all streams of a connection ask for the same.
+            if self.path is None or not (
+                PyBytes_GET_SIZE(self.path) == <Py_ssize_t> size
+                and memcmp(PyBytes_AS_STRING(self.path), value, size) == 0
+            ):
+                self.path = PyBytes_FromStringAndSize(<const char *> value, size)
+            stream.path = self.path
         except MemoryError as error:
             self.failure = error
             return NGHTTP2_ERR_CALLBACK_FAILURE

@@ -83,6 +83,7 @@ cdef class Stream:
     cdef list out                # answers; `out_at` is the first, `out_offset` bytes of it are sent
     cdef Py_ssize_t out_at, out_offset
 
+    cdef int begin(self, Shared shared, object owner, int32_t number) except -1
     cdef int feed(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int keep(self, Py_ssize_t size) noexcept
     cdef void let_go(self, Py_ssize_t size) noexcept

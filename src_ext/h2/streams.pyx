@@ -96,13 +96,17 @@ cdef class Shared:
 cdef class Stream:
     """One gRPC stream. Calling it says that its handler has output (the handler's `wake`)."""
 
-    def __cinit__(self, Shared shared not None, owner, int32_t number):
+    def __init__(self, Shared shared not None, owner, int32_t number):
+        self.begin(shared, owner, number)
+
+    cdef int begin(self, Shared shared, object owner, int32_t number) except -1:
         self.shared = shared
         self.owner = owner
         self.id = number
         self.text = NO_TEXT
         self.messages = []
         self.out = []
+        return 0
 
     def __dealloc__(self):
         Py_XDECREF(self.part)
@@ -303,6 +307,8 @@ cdef class Stream:
 cdef bytes percent_encoded(str text):
     # grpc-message (PROTOCOL-HTTP2): printable ASCII but % as it is, other bytes of UTF-8 as %XX.
     cdef uint8_t byte
+    if not text:
+        return NO_TEXT
     out = bytearray()
     for byte in text.encode("utf-8", "replace")[:1024]:
         if 0x20 <= byte <= 0x7E and byte != c"%":

@@ -45,7 +45,7 @@ class Side:
         ledger = self.pool.ledger
         columns = (ledger.requests, ledger.prefill_tokens, ledger.decode_tokens, ledger.running)
         told = [list(column[:1]) for column in columns]
-        waiting = (len(self.expected), self.expected.idle)
+        waiting = len(self.expected)
         return [*told, ledger.stale_events, waiting, self.router.metrics.snapshot()]
 
 
@@ -110,6 +110,25 @@ def test_a_long_queue_grows_around_its_end() -> None:
     for side in pair:
         side.expected.tick(1e12)
     assert pair[0].state() == pair[1].state()
+
+
+def test_memory_follows_the_open_tickets() -> None:
+    """Prefill is predicted hours away, and tickets end all the same: by the limit, or seen."""
+    for end in (True, False):
+        side = Side(core.Expected, most=50)
+        side.pool.pace.tokens_per_s[0] = 1e-3
+        side.expected.pace = 1e6
+        held: list[int] = []
+        for number in range(20_000):
+            held.append(side.send(number % 50, 1, 0.001 * number, end=end))
+            if not end and len(held) > 40:  # all but the oldest, which stays in front
+                side.router.close(held.pop(1), OK, 0.001 * number)
+        assert side.router.open_tickets <= 51
+        assert side.expected.room <= 512
+        side.expected.tick(1e15)
+        for ticket in held:
+            side.router.close(ticket, OK, 1e15)
+        assert side.expected.idle and side.router.open_tickets == 0
 
 
 def test_refused_memory_loses_no_ticket() -> None:

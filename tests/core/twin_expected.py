@@ -52,11 +52,10 @@ class Expected:
                 self.close_next(now)
 
     def tick(self, now: float) -> None:
-        slot_of = self.lane.pool.ledger.slot_of
+        self._skip_closed()
         while self._firsts and self._firsts[0][0] <= now:
-            ticket = self._firsts.popleft()[1]
-            if slot_of(ticket & _MASK) >= 0:
-                self.lane.first_token(ticket, now)
+            self.lane.first_token(self._firsts.popleft()[1], now)
+            self._skip_closed()
         while self._ends and self._ends[0][0] <= now:
             self.close_next(now)
 
@@ -65,6 +64,13 @@ class Expected:
             ticket = self._ends.popleft()[1]
             if self.lane.pool.ledger.slot_of(ticket & _MASK) >= 0:
                 self.lane.close(ticket, self._ok, now)
+            self._skip_closed()
+
+    def _skip_closed(self) -> None:
+        """A ticket that ended before its first token holds up nobody."""
+        slot_of = self.lane.pool.ledger.slot_of
+        while self._firsts and slot_of(self._firsts[0][1] & _MASK) < 0:
+            self._firsts.popleft()
 
     def opened_until(self, moment: float) -> int:
         return sum(opened <= moment for _, _, opened in self._ends)
