@@ -338,8 +338,7 @@ class Lane(Desk):
         if leaked:
             self._metrics.leaked_tickets(len(leaked))
         for slot, told, chat, requests, prompt, predicted, cached in self.take_evidence():
-            actual = cached if told else None
-            traits = CHAT if chat else 0
+            traits, actual = CHAT if chat else 0, cached if told else None
             self.watchdog.answered(slot, traits, predicted, actual, prompt, requests)
         if self.decider.price is not None:
             self.decider.price.tick(now, sum(self.pool.ready), self.output_tokens)
@@ -378,8 +377,7 @@ class Lane(Desk):
                 self._learn_length()
         if cached is not None:
             self._teach(opened, slot, cached, prompt, now)
-        hit = decision.hit_on(slot)
-        self._metrics.hit(self._name, self._name_of(slot), hit, cached, prompt)
+        self._metrics.hit(self._name, self._name_of(slot), decision.hit_on(slot), cached, prompt)
         if alone:
             traits = traits_of(opened.request, decision.adapter, decision.view)
             self.watchdog.answered(slot, traits, opened.raw_hit, cached, prompt)
