@@ -16,13 +16,16 @@ import msgspec
 
 from warmlane._core.leads import Picked
 from warmlane.envoy import messages as wire
+from warmlane.envoy.extras import SESSION_TOKEN, asks_for_cached, scores
 from warmlane.envoy.partial import parse_start, reckon, renamed, told_length, with_told_model
 from warmlane.envoy.picker import DESTINATION, Way
 from warmlane.envoy.queued import BODY, Queued
-from warmlane.envoy.reply import FAILED
+from warmlane.envoy.rename import Rename
+from warmlane.envoy.reply import CANCELLED, FAILED
 from warmlane.envoy.streams import OK
 from warmlane.router.admission_read import marked
 from warmlane.router.errors import NoReplica, RequestError, RouterError
+from warmlane.router.explain import Explanation, explain
 from warmlane.router.feeds.adapters import not_loaded
 from warmlane.router.lane import Prepared
 from warmlane.router.requests import kind_of, objective_of, parse, rewrite_model
@@ -60,6 +63,7 @@ class _How(NamedTuple):
     rand: int
     acts: bool
     watching: bool
+    told: Explanation | None = None  # where each candidate's total is told
 
 
 class Choice(Queued):
@@ -86,11 +90,11 @@ class Choice(Queued):
                 request, out = parse(
                     method, head.path, head.headers, body, transfer_params=picker.transfer_params
                 )
-            self._stream = request.stream
+            self._stream, self._asked = request.stream, request.model
             self._kind = request.kind if seen == WHOLE else kind_of(head.path)
             if seen != WHOLE:
                 request = with_told_model(request, head)
-            if head.internal is not None or head.subset is not None or picker.test_headers:
+            if head.internal is not None or head.subset is not None or picker.steers:
                 request = self._steered(request, head)
             if seen == WHOLE and method == "POST" and not (body and request.model):
                 self._check_model(head.path, body)
@@ -122,7 +126,7 @@ class Choice(Queued):
     def _decide(self, request: Request, out: bytes, how: _How) -> None:
         """Choose a replica for a request of which all is known, and answer."""
         picker = self._picker
-        kind, body, seen, rand, acts, watching = how
+        kind, body, seen, rand, acts, watching, _ = how
         try:
             prepared = picker.router.prepare(request, rand)
             if seen == START_OF_IT:
@@ -130,6 +134,8 @@ class Choice(Queued):
                 reckon(prepared, self._request_head)
             self._ways = picker.ways(prepared.target.pool)
             now = monotonic()
+            if picker.options.endpoint_scores:
+                how = how._replace(told=explain(prepared, now, rand))
             if acts and not watching:
                 gate = prepared.lane.gate
                 if gate is None or not gate.active:
@@ -155,6 +161,12 @@ class Choice(Queued):
     def _decided(self, pool: Pool, request: Request, out: bytes, how: _How) -> None:
         """The replica is chosen; it may have to load the request's adapter."""
         picker, decision = self._picker, self._decision
+        cold = picker.options.conditional and not decision.hit_tokens[0]
+        if cold and asks_for_cached(self._request_head):
+            self._open = False
+            picker.router.close(decision.ticket, CANCELLED, monotonic())
+            self._refuse(RequestError(412, "no replica has this prompt", code="not_available"))
+            return
         if decision.adapter:
             then = partial(self._with_adapter, pool, request, out, how)
             self._waiting = picker.loading(pool, decision, then)
@@ -204,6 +216,8 @@ class Choice(Queued):
                 picker.metrics.fallback(decision.pool, "model_not_rewritten")
         elif out and request.rewrite_model:
             out = rewrite_model(out, model)
+        if picker.level == 2 and model and model != self._asked:
+            self._rename = Rename(model, self._asked)
         self._answer_choice(how, way, out)
 
     def _not_chosen(self, error: RouterError, how: _How) -> None:
@@ -225,6 +239,7 @@ class Choice(Queued):
         mutation = way.mutation
         if self._internal is not None:
             mutation += self._removals(way)
+        tail = b"" if how.told is None else scores(how.told, self._ways, self._slot)
         changed = out is not body
         self._phase = CHOSEN
         queue = self._out
@@ -233,21 +248,21 @@ class Choice(Queued):
                 # Envoy 1.40 sets no length in this mode, and takes the old one away only where the
                 # mode is its config's: without it the body goes on in chunks.
                 mutation += wire.remove_header(b"content-length")
-                queue.append(wire.answer(kind, endpoint, -1, mutation, out))
+                queue.append(wire.answer(kind, endpoint, -1, mutation, out, tail))
             else:
                 length, new = (len(out), out) if changed else (-1, None)
-                queue.append(wire.answer(kind, endpoint, length, mutation, new))
+                queue.append(wire.answer(kind, endpoint, length, mutation, new, tail))
         elif seen == NOTHING or (not body and not self._chunks):
-            queue.append(wire.answer(kind, endpoint, -1, mutation))
+            queue.append(wire.answer(kind, endpoint, -1, mutation, None, tail))
             self._release_chunks()
         elif mode == wire.FULL_DUPLEX:
             # With trailers the body goes on in chunks: a length would make HTTP/1.1 drop them.
             length = len(out) if last else -1
-            queue.append(wire.answer(kind, endpoint, length, mutation))
+            queue.append(wire.answer(kind, endpoint, length, mutation, None, tail))
             queue += wire.pieces(wire.REQUEST_BODY, out, last)
         else:
             length = self._length(how, out) if changed else -1
-            queue.append(wire.answer(kind, endpoint, length, mutation))
+            queue.append(wire.answer(kind, endpoint, length, mutation, None, tail))
             if changed:
                 empty = wire.answer(wire.REQUEST_BODY, b"", -1, b"", b"")
                 queue.append(wire.answer(wire.REQUEST_BODY, b"", -1, b"", out))
@@ -292,6 +307,9 @@ class Choice(Queued):
         if picker.test_headers and _TEST_HEADER in headers:
             named = headers[_TEST_HEADER].decode("latin-1").split(",")
             entries = [name.strip() for name in named if name.strip()]
+        if picker.options.session_token and SESSION_TOKEN in headers and entries is None:
+            kept = picker.subset_of_token(headers[SESSION_TOKEN])
+            request = msgspec.structs.replace(request, subset=kept)
         if entries is not None:
             request = msgspec.structs.replace(request, subset=picker.subset_of(entries))
         if head.internal is not None and (objective := objective_of(headers)):

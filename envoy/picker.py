@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from warmlane._core.desk import Lead
 from warmlane._core.proc_course import Gate, Link
+from warmlane.envoy.extras import address_of
 from warmlane.envoy.messages import DESTINATION, MODES, set_header
 from warmlane.router.config import Config
 from warmlane.router.core import Router
@@ -23,7 +24,7 @@ from warmlane.router.pool import Pool, Replica
 from warmlane.router.predicted import Predicted
 from warmlane.router.requests import KINDS, SCAN_KIND, TransferParams
 from warmlane.router.shadow import Shadow
-from warmlane.router.types import Decision, Kind, Request
+from warmlane.router.types import Decision, Kind, ReplicaState, Request
 
 RANK_HEADER: Final = b"x-data-parallel-rank"
 
@@ -109,6 +110,7 @@ class Picker(Gate):
         self.ordered = options.endpoints == "ordered"
         self.subset = options.subset
         self.test_headers = options.test_headers
+        self.steers = options.test_headers or options.session_token  # by headers of the client
         self.body_mode = MODES[options.body_mode]
         self.streamed_bytes = options.streamed_bytes
         self.ask_for_body = options.ask_for_body
@@ -126,6 +128,9 @@ class Picker(Gate):
         self._ways: dict[str, Ways] = {}
         # The compiled course tells one address, and reads no bodies of answers.
         self.plain = self.level < 2 and not self.ordered and not self.test_headers
+        # These it does not know.
+        if options.session_token or options.endpoint_scores or options.conditional:
+            self.plain = False
         self.unknown_kind = Kind.OTHER
         self.paths = {path: SCAN_KIND[kind] for path, kind in KINDS.items()}
         self.sow(random.getrandbits(64))
@@ -236,6 +241,19 @@ class Picker(Gate):
         if loading is not None:
             loading.add_done_callback(lambda done: None if done.cancelled() else then(done))
         return loading
+
+    def subset_of_token(self, token: bytes) -> frozenset[str] | None:
+        """The replicas at a session token's address, None where none of them is ready."""
+        address = address_of(token)
+        found = {
+            way.replica.name
+            for ways in self._ways.values()
+            for way in ways.fresh()
+            if way is not None
+            and way.address == address
+            and way.replica.state is ReplicaState.READY
+        }
+        return frozenset(found) or None
 
     def readdressed(self) -> None:
         """Addresses changed: ways are made anew."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from warmlane._core.proc_course import Course
 from warmlane.envoy import messages as wire
+from warmlane.envoy.extras import SESSION_TOKEN, cost, token_of
 from warmlane.envoy.streams import INTERNAL, INVALID_ARGUMENT
 from warmlane.router.answers import GENERATES, Answer
 from warmlane.router.types import Decision, Kind, Outcome
@@ -20,6 +21,7 @@ from warmlane.router.types import Decision, Kind, Outcome
 if TYPE_CHECKING:
     from warmlane.envoy.messages import Received
     from warmlane.envoy.picker import Loading, Picker, Waiting, Way, Ways
+    from warmlane.envoy.rename import Rename
     from warmlane.router.admission_line import Waiting as Queued
     from warmlane.router.shadow import Beside
 
@@ -47,6 +49,8 @@ class Reply(Course):
     _ways: Ways  # of the pool that decided, which a reload may take away meanwhile
     _beside: Beside | None
     _answer: Answer | None
+    _asked: str  # the model, as the client named it
+    _rename: Rename | None
 
     def _end_with(self, code: int, text: str = "") -> None:
         """The stream ends with what is queued and this gRPC status."""
@@ -76,9 +80,15 @@ class Reply(Course):
             self._begin_answer(part)
         if self._observed:
             return
-        mutation = b""
-        if self._picker.test_headers and part.served:
+        picker, mutation = self._picker, b""
+        if picker.test_headers and part.served:
             mutation = wire.set_header(_SERVED_HEADER, part.served.encode())
+        if picker.options.session_token and self._open and self._slot >= 0:
+            way = self._ways.fresh()[self._slot]
+            if way is not None:
+                mutation += wire.set_header(SESSION_TOKEN, token_of(way.address))
+        if self._renames():
+            mutation += wire.remove_header(b"content-length")
         if mutation:
             self._out.append(wire.answer(wire.RESPONSE_HEADERS, b"", -1, mutation))
         else:
@@ -112,8 +122,15 @@ class Reply(Course):
     def _on_response_body(self, part: Received) -> None:
         answer, body = self._answer, part.body
         if not self._observed:
-            if self._response_mode >= wire.FULL_DUPLEX:
-                self._out += wire.pieces(wire.RESPONSE_BODY, body, part.end_of_stream)
+            last, rename = part.end_of_stream, self._renames()
+            if self._response_mode == wire.FULL_DUPLEX:
+                told = body if rename is None else rename.feed(body, last)
+                self._out += wire.pieces(wire.RESPONSE_BODY, told, last)
+            elif self._response_mode == wire.GRPC:
+                self._out += wire.pieces(wire.RESPONSE_BODY, body, last)
+            elif rename is not None:
+                told = rename.feed(body, True)
+                self._out.append(wire.answer(wire.RESPONSE_BODY, b"", -1, b"", told))
             else:
                 self._out.append(wire.CONTINUE[wire.RESPONSE_BODY])
         if answer is not None and self._open:
@@ -126,14 +143,35 @@ class Reply(Course):
             if not self._reads % _PROGRESS_EVERY:
                 router.progress(ticket, answer.events)
         if part.end_of_stream and self._open:
+            self._tell_cost()
             self._ended()
+
+    def _renames(self) -> Rename | None:
+        """Who puts the client's name of the model back, where bodies come whole or in duplex."""
+        rename: Rename | None = self._rename
+        if self._answer is None or self._response_mode not in (wire.FULL_DUPLEX, wire.BUFFERED):
+            return None
+        return rename
+
+    def _tell_cost(self) -> None:
+        """Metadata with the answer's tokens, on the message that ends it."""
+        if not self._picker.options.request_cost or self._answer is None or not self._out:
+            return
+        usage = self._answer.outcome("ok")
+        tokens = (usage.prompt_tokens or 0) + (usage.output_tokens or 0)
+        self._out[-1] += cost(tokens)
 
     def _on_response_trailers(self, part: Received) -> None:
         if part.served:
             self._served(part.served)
         if not self._observed:
+            rename = self._renames()
+            if rename is not None and self._response_mode == wire.FULL_DUPLEX:
+                rest = rename.feed(b"", True)
+                self._out += wire.pieces(wire.RESPONSE_BODY, rest, False) if rest else []
             self._out.append(wire.CONTINUE[wire.RESPONSE_TRAILERS])
         if self._open:
+            self._tell_cost()
             self._ended()
 
     # The ticket

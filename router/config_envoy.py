@@ -66,6 +66,19 @@ class ExtProc(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             " BUFFERED_PARTIAL; it must have allow_mode_override"
         ),
     ] = False
+    session_token: Annotated[
+        bool,
+        _note("tell x-session-token in answers; requests that show it go to that replica again"),
+    ] = False
+    endpoint_scores: Annotated[
+        bool, _note("tell each candidate's total in metadata; costs an explanation a request")
+    ] = False
+    request_cost: Annotated[
+        bool, _note("level 2: tell an answer's tokens in metadata, at its end")
+    ] = False
+    conditional: Annotated[
+        bool, _note("Prefer: if-available is 412 where the chosen replica holds nothing of it")
+    ] = False
     subset: Annotated[bool, _note("honour the endpoint subset in the gateway's metadata")] = True
     streams: Annotated[
         Count, _note("concurrent streams per connection: answers under way at levels 1 and 2")

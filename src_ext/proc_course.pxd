@@ -71,6 +71,7 @@ cdef class Course:
     cdef public object _decision
     cdef public Py_ssize_t _slot
     cdef public object _way, _ways, _beside, _answer
+    cdef public object _asked, _rename  # the client's name of the model; who puts it back
     cdef public int _http_status        # of the engine's answer, 0: none yet
     cdef public double _answered_at
     cdef public long _reads

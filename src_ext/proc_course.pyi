@@ -58,6 +58,8 @@ class Course:
     _ways: Any
     _beside: Any
     _answer: Any
+    _asked: Any
+    _rename: Any
     _http_status: int
     _answered_at: float
     _reads: int

@@ -35,6 +35,9 @@ static inline int wl_proc_name(const uint8_t *p, size_t size) {
             WL_NAME("content-length", WL_P_CONTENT_LENGTH);
             WL_NAME("content-encoding", WL_P_READ);
             return WL_P_OTHER;
+        case 'p':
+            WL_NAME("prefer", WL_P_READ);
+            return WL_P_OTHER;
         case 't':
             WL_NAME("test-epp-endpoint-selection", WL_P_READ);
             return WL_P_OTHER;
@@ -45,6 +48,7 @@ static inline int wl_proc_name(const uint8_t *p, size_t size) {
             WL_NAME("x-session-id", WL_P_READ);
             WL_NAME("x-vllm-priority", WL_P_READ);
             WL_NAME("x-ai-eg-model", WL_P_READ);
+            WL_NAME("x-session-token", WL_P_READ);
             WL_NAME("x-data-parallel-rank", WL_P_INTERNAL);
             /* Where a side-car would fetch KV blocks from: only a router may say so. */
             WL_NAME("x-data-parallel-host-port", WL_P_INTERNAL);

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 PIECE_BYTES = 62_000
 READ = {
     *("content-type", "content-length", "content-encoding", "x-session-id", "x-vllm-priority"),
-    *("x-ai-eg-model", "test-epp-endpoint-selection"),
+    *("x-ai-eg-model", "x-session-token", "prefer", "test-epp-endpoint-selection"),
 }
 INTERNAL = {
     *("x-data-parallel-rank", "x-data-parallel-host-port", "x-prefiller-host-port"),

@@ -16,16 +16,12 @@ import pytest
 from tests.epp_conformance.help import free_endpoints, results, told
 from warmlane.envoy.conformance.target import FEATURES, Phase, Target
 
-# Open by design, or not built: docs/conformance.md says why.
+# Off by default (`EXTRAS`), and open by design or not built: docs/conformance.md says why.
+BY_OPTION = {"conditional-decode", "cost", "scores", "session-token"}
 NOT_OFFERED = {
-    "conditional-decode",
-    "cost",
     "evict",
     "kv-usage",
     "lora-affinity",
-    "rename",
-    "scores",
-    "session-token",
     "shed",
     "strict-paths",
 }
@@ -39,6 +35,9 @@ models:
 scrape: {{min_interval_s: 0.1, max_interval_s: 0.3}}
 probe: {{interval_s: 0.2, timeout_s: 2, failures: 1}}
 """
+EXTRAS = """
+ext_proc: {session_token: true, endpoint_scores: true, request_cost: true, conditional: true}
+"""
 # What the response level changes; the rest is tried once per transport.
 SMALLER = ("request.*", "model.*", "response.*", "mode.*", "test.*", "drain.*", "stream.half*")
 needs_native = pytest.mark.skipif(
@@ -47,11 +46,12 @@ needs_native = pytest.mark.skipif(
 
 
 @contextlib.asynccontextmanager
-async def warmlane(folder: Path, transport: str, level: int) -> AsyncIterator[Target]:
+async def warmlane(folder: Path, transport: str, level: int, extras: bool) -> AsyncIterator[Target]:
     """A running picker and what is known about it."""
     endpoints = free_endpoints(3)
     config = folder / "warmlane.yaml"
-    config.write_text(CONFIG.format(replicas=", ".join(f"http://{item}" for item in endpoints)))
+    text = CONFIG.format(replicas=", ".join(f"http://{item}" for item in endpoints))
+    config.write_text(text + EXTRAS if extras else text)
     words = ["ext-proc", "--config", str(config), "--port", "0", "--health-port", "0"]
     words += ["--metrics-port", "0", "--transport", transport, "--response-level", str(level)]
     words += ["--test-headers", "--log-level", "error"]
@@ -75,7 +75,7 @@ async def warmlane(folder: Path, transport: str, level: int) -> AsyncIterator[Ta
             aliased=("m", "m2"),
             adapter="lora-a",
             phase=phases[level],
-            expect=frozenset(FEATURES) - NOT_OFFERED,
+            expect=frozenset(FEATURES) - NOT_OFFERED - (set() if extras else BY_OPTION),
             settle_s=1.0,
             serve=True,
             terminate=process.pid,
@@ -87,10 +87,14 @@ async def warmlane(folder: Path, transport: str, level: int) -> AsyncIterator[Ta
             await process.wait()
 
 
-@pytest.mark.parametrize("level", [2, 1, 0])
+@pytest.mark.parametrize(
+    ("level", "extras"), [(2, True), (1, True), (0, True), (1, False), (0, False)]
+)
 @pytest.mark.parametrize("transport", ["grpcio", pytest.param("native", marks=needs_native)])
-async def test_the_suite_on_warmlane(tmp_path: Path, transport: str, level: int) -> None:
-    async with warmlane(tmp_path, transport, level) as target:
+async def test_the_suite_on_warmlane(
+    tmp_path: Path, transport: str, level: int, extras: bool
+) -> None:
+    async with warmlane(tmp_path, transport, level, extras) as target:
         found = await results(target, *([] if level == 2 else SMALLER))
     assert told(found, "fail") == {}
     assert len(told(found, "pass")) > 40
