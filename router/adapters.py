@@ -1,189 +1,115 @@
-"""Which replica of a pool has which LoRA adapter, what its use costs there, and which has to go.
-
-Floor 3: sans-I/O, time comes in. A pair of replica and adapter is in one of these states:
-
-    absent      the engine does not list it: a load call is needed, tens of milliseconds to seconds
-    loading     that call is under way
-    registered  listed in /v1/models, no request uses it: a swap into a GPU slot, milliseconds
-    active      requests use it (this router's own, or any in the engine's metrics): nothing
+"""What the use of a LoRA adapter costs on each replica of a pool, and which one has to go.
 
 The cost of a pair is the time until a request's first step could run there, plus what a load takes
-from others: the worth of the adapter that has to give way, which is a load of its own as likely as
-it will be asked for again. `feeds.adapters` makes the calls; a lab does so on a virtual clock.
+from others: half a load of the adapter that has to give way, as likely as that is asked for again.
+`adapters_books` has the states. `feeds.adapters` makes the calls, a lab does so on a virtual clock.
 
-Nothing here is touched by requests without an adapter. With one: about 1 us a replica and decision.
+Floor 3: sans-I/O. What an adapter costs that is nowhere near is kept by slot and corrected where
+something changed, so that a decision costs 5 us and 20 ns a replica.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
-from enum import StrEnum
-from math import exp, log
+from math import exp
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-from warmlane.router.config_adapters import Adapters, source_of
-from warmlane.router.types import ModelList
+from warmlane.router.adapters_books import AdapterBooks
+from warmlane.router.adapters_seat import Seat
 
 if TYPE_CHECKING:
-    from warmlane.router.pool import Pool, Replica
+    from warmlane.router.pool import Pool
 
 SWAP_S: Final = 0.005  # 84 MB (rank 16 of an 8B) from host memory at 20 GB/s
-FIRST_LOAD_S: Final = 0.3  # from disk for the first time, until a replica's own loads tell
-FIRST_HOLD_S: Final = 2.0  # an answer with an adapter, until some have been seen
-UNTOLD_SLOTS: Final = 4  # an engine tells max_loras with its first step
-REFUSED_S: Final = 30.0  # how long a refusal of the engine is remembered
-EVERYTHING: Final = ""  # refused: all loads, not one adapter
 _BELIEF_S: Final = 0.5  # how long the weighing of who gives way counts
-_STEP: Final = 0.2  # exponential mean over about the last five loads or answers
-_MOST_NAMES: Final = 4096  # adapters whose demand is remembered
-_LN2: Final = log(2.0)
+# A displaced adapter is somebody else's wait, later, perhaps where there is room by then. All of
+# its load in place of half makes the mean TTFT 4 to 8 % longer (benchmarks/bench_adapters.py).
+_DISPLACED: Final = 0.5
 
 
-class Residency(StrEnum):
-    """State of a pair; see the module."""
-
-    ABSENT = "absent"
-    LOADING = "loading"
-    REGISTERED = "registered"
-    ACTIVE = "active"
-
-
-class Seat:
-    """What is known of one slot's adapters beside the engine's own list."""
-
-    __slots__ = (
-        "busy",
-        "failures",
-        "load_s",
-        "loading",
-        "loads",
-        "ours",
-        "refused",
-        "seen",
-        "spare",
-        "unloads",
-    )
-
-    def __init__(self) -> None:
-        self.busy: dict[str, int] = {}  # open requests
-        self.seen: dict[str, float] = {}  # last use
-        self.ours: set[str] = set()  # loaded by this router, and not unloaded since
-        self.loading: dict[str, float] = {}  # since when
-        self.refused: dict[str, tuple[float, bool]] = {}  # until when; there is no such adapter
-        # Who would give way, what it is worth, and until when to believe that.
-        self.spare: tuple[str | None, float, float] | None = None
-        self.load_s = FIRST_LOAD_S
-        self.loads = self.unloads = self.failures = 0
-
-
-class AdapterTable:
-    """The adapters of one pool. Owned by it; slots are the pool's."""
+class AdapterTable(AdapterBooks):
+    """The adapters of one pool. Owned by it."""
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._seats: list[Seat] = []
-        self._heat: dict[str, tuple[float, float]] = {}  # demand and when it was that
-        self._copies: dict[str, int] = {}  # replicas that list an adapter, as of `_version`
+        super().__init__(pool)
+        self._where: dict[str, list[int]] = {}  # slots that list an adapter, as of `_version`
         self._version = -1
-        self.hold_s = FIRST_HOLD_S  # mean length of an answer with an adapter
-        self.on_idle: Callable[[int], None] | None = None  # an adapter of a slot has no request
+        self._strangers = array("d")  # by slot, what an adapter costs that is not there
+        self._until = 0.0
 
-    @property
-    def config(self) -> Adapters:
-        return self._pool.config.adapters
+    def costs(self, adapter: str, now: float, out: array[float]) -> None:
+        """Seconds by slot, where it can run or be loaded."""
+        self._freshen(now)
+        out[: len(self._strangers)] = self._strangers
+        for slot in self._where.get(adapter, ()):
+            out[slot] = self.cost(slot, adapter, now)
+        for slot in self._booked.get(adapter, ()):
+            out[slot] = self.cost(slot, adapter, now)
 
-    def seat(self, slot: int) -> Seat:
-        """Of a slot, made when it is new."""
-        while len(self._seats) <= slot:
-            self._seats.append(Seat())
-        return self._seats[slot]
+    def _freshen(self, now: float) -> None:
+        """Make `_strangers` and `_where` believable; no work while nothing changed."""
+        pool, dirty, costs = self._pool, self._dirty, self._strangers
+        if self._version != pool.version:
+            self._look()
+        elif now < self._until:
+            while dirty:
+                slot = dirty.pop()
+                costs[slot] = self._stranger(slot, self.seat(slot), now)
+            return
+        self._until = now + _BELIEF_S
+        dirty.clear()
+        del costs[len(pool) :]
+        costs.extend([0.0] * (len(pool) - len(costs)))
+        for slot in range(len(pool)):
+            costs[slot] = self._stranger(slot, self.seat(slot), now)
 
-    def reset(self, slot: int) -> None:
-        """Another replica has the slot."""
-        self.seat(slot)
-        self._seats[slot] = Seat()
-
-    # What may be
-
-    def source(self, adapter: str) -> str:
-        """Path or URL that engines load it from; "" when the router may not load it."""
-        return source_of(self.config, adapter)
-
-    def base(self) -> str:
-        """Model that the loadable adapters belong to; "" when that is not clear."""
-        config = self._pool.config
-        if config.adapters.base:
-            return config.adapters.base
-        found = set(config.models)
-        if not found:
-            for replica in self._pool:
-                found |= frozenset() if replica.models is None else replica.models.models
-        return next(iter(found)) if len(found) == 1 else ""
-
-    def can_load(self, slot: int, adapter: str) -> bool:
-        """Whether a load of it on this replica may be tried now."""
-        replica = self._pool.replicas[slot]
-        if replica is None or replica.models is None or not self.source(adapter):
-            return False
-        refused = self.seat(slot).refused
-        if EVERYTHING in refused or adapter in refused:
-            return False
-        base = self.base()
-        return not base or base in replica.models.models
-
-    def nowhere(self, adapter: str) -> bool:
-        """No replica has it, an engine said there is no such adapter, and none is left to ask."""
-        slots = [each.slot for each in self._pool]
-        if any(self.has(slot, adapter) or self.can_load(slot, adapter) for slot in slots):
-            return False
-        return any(self.seat(slot).refused.get(adapter, (0.0, False))[1] for slot in slots)
-
-    # What is
-
-    def has(self, slot: int, adapter: str) -> bool:
-        """The engine lists it. One whose list nobody has read yet is believed to."""
-        replica = self._pool.replicas[slot]
-        if replica is None:
-            return False
-        return replica.models is None or adapter in replica.models.adapters
-
-    def state(self, slot: int, adapter: str) -> Residency:
+    def cost(self, slot: int, adapter: str, now: float) -> float:
+        """Seconds for one slot; 0 where it can neither run nor be loaded."""
         seat = self.seat(slot)
-        if adapter in seat.loading:
-            return Residency.LOADING
-        if not self.has(slot, adapter):
-            return Residency.ABSENT
-        active = adapter in seat.busy or adapter in self._told(slot)
-        return Residency.ACTIVE if active else Residency.REGISTERED
+        begun = seat.loading.get(adapter)
+        if begun is not None:
+            return max(0.0, self.load_s(seat) - (now - begun))
+        if self.has(slot, adapter):
+            if adapter in seat.busy or adapter in self._told(slot):
+                return 0.0
+            return SWAP_S + self._wait_s(slot, seat)
+        if not self.can_load(slot, adapter):
+            return 0.0
+        if adapter not in seat.busy:
+            return self._stranger(slot, seat, now)
+        wished, used = self._wished(slot, seat)
+        over = max(0, used - self.slots(slot))
+        return SWAP_S + self.load_s(seat) * wished + self.hold_s * over
 
-    def _told(self, slot: int) -> frozenset[str]:
-        """Adapters with requests by the engine's last metrics."""
-        replica = self._pool.replicas[slot]
-        load = None if replica is None else replica.load
-        if load is None:
-            return frozenset()
-        if not load.waiting_adapters:
-            return load.running_adapters
-        return load.running_adapters | load.waiting_adapters
+    def _stranger(self, slot: int, seat: Seat, now: float) -> float:
+        """Seconds for an adapter that is neither there nor on its way."""
+        wished, used = self._wished(slot, seat)
+        seconds = SWAP_S + self.load_s(seat) * (wished + 1)
+        over = used + 1 - self.slots(slot)
+        if over > 0:  # all slots are in use, or about to be
+            return seconds + self.hold_s * over
+        if not self.full(slot):
+            return seconds + self._wait_s(slot, seat)
+        victim = self.victim(slot, now)
+        if victim is None:
+            return seconds + self.hold_s
+        worth = _DISPLACED * self._worth(victim, now)
+        return seconds + self.load_s(seat) * worth + self._wait_s(slot, seat)
 
-    def slots(self, slot: int) -> int:
-        """How many adapters the replica may have registered."""
-        if self.config.slots is not None:
-            return self.config.slots
-        return self._max_loras(slot) or UNTOLD_SLOTS
+    def _wished(self, slot: int, seat: Seat) -> tuple[int, int]:
+        """Loads that are to come, and adapters in use with these."""
+        listed, busy = self._listed(slot), seat.busy
+        coming = 0  # for requests that left, or after a restart
+        if seat.loading:
+            coming = sum(name not in busy for name in seat.loading)
+        return sum(name not in listed for name in busy) + coming, len(busy) + coming
 
-    def _max_loras(self, slot: int) -> int:
-        replica = self._pool.replicas[slot]
-        return 0 if replica is None or replica.load is None else replica.load.max_lora or 0
-
-    def full(self, slot: int) -> bool:
-        """No room for one more."""
-        replica = self._pool.replicas[slot]
-        held = 0 if replica is None or replica.models is None else len(replica.models.adapters)
-        return held >= self.slots(slot)
+    def _wait_s(self, slot: int, seat: Seat) -> float:
+        """Until a GPU slot is free: the engine runs at most max_loras adapters in one batch."""
+        most = self._max_loras(slot)
+        if not most or len(seat.busy) < most:
+            return 0.0
+        return 0.5 * self.hold_s
 
     def victim(self, slot: int, now: float) -> str | None:
         """The adapter that is missed least: no open request, and one that could be loaded again.
@@ -202,198 +128,17 @@ class AdapterTable:
             best = rank if best is None or rank < best else best
         return None if best is None else best[2]
 
-    def twins(self, slot: int) -> list[int]:
-        """Slots with the same endpoint: ranks of one engine share its adapters."""
-        mine = self._pool.replicas[slot]
-        if mine is None or mine.spec.rank is None:
-            return [slot]
-        return [each.slot for each in self._pool if each.spec.url == mine.spec.url]
-
-    # What it costs
-
-    def costs(self, adapter: str, now: float, out: array[float]) -> None:
-        """Seconds by slot; 0 where it can neither run nor be loaded."""
-        for slot in range(len(self._pool.replicas)):
-            out[slot] = self.cost(slot, adapter, now)
-
-    def cost(self, slot: int, adapter: str, now: float) -> float:
-        """Seconds for one slot."""
-        seat = self.seat(slot)
-        begun = seat.loading.get(adapter)
-        if begun is not None:
-            return max(0.0, seat.load_s - (now - begun))
-        if self.has(slot, adapter):
-            if adapter in seat.busy or adapter in self._told(slot):
-                return 0.0
-            return SWAP_S + self._wait_s(slot, seat)
-        if not self.can_load(slot, adapter):
-            return 0.0
-        seconds = SWAP_S + seat.load_s * (1 + len(seat.loading))
-        if not self.full(slot):
-            return seconds + self._wait_s(slot, seat)
-        spare = seat.spare
-        if spare is None or now >= spare[2]:
-            victim = self.victim(slot, now)
-            worth = 1.0 if victim is None else self._worth(victim, now)
-            spare = seat.spare = (victim, worth, now + _BELIEF_S)
-        if spare[0] is None:
-            return seconds + self.hold_s
-        return seconds + seat.load_s * spare[1] + self._wait_s(slot, seat)
-
-    def _wait_s(self, slot: int, seat: Seat) -> float:
-        """Until a GPU slot is free: the engine runs at most max_loras adapters in one batch."""
-        most = self._max_loras(slot)
-        if not most or len(seat.busy) < most:
-            return 0.0
-        return 0.5 * self.hold_s
-
     def _worth(self, adapter: str, now: float) -> float:
         """How likely it is asked for again soon, 0 to 1, shared by the replicas that have it."""
         if self._version != self._pool.version:
-            self._count_copies()
-        heat, at = self._heat.get(adapter, (0.0, now))
-        heat *= exp(-_LN2 * max(0.0, now - at) / self.config.cold_s)
-        return (1.0 - exp(-heat)) / max(1, self._copies.get(adapter, 1))
+            self._look()
+        return (1.0 - exp(-self._demand(adapter, now))) / max(1, len(self._where.get(adapter, ())))
 
-    def _count_copies(self) -> None:
-        self._version = self._pool.version
-        copies: dict[str, int] = {}
+    def _look(self) -> None:
+        """Which slots list which adapter; holds until the pool changes."""
+        self._version, self._until = self._pool.version, 0.0
+        where: dict[str, list[int]] = {}
         for replica in self._pool:
             for name in () if replica.models is None else replica.models.adapters:
-                copies[name] = copies.get(name, 0) + 1
-        self._copies = copies
-        for seat in self._seats:
-            seat.spare = None
-
-    # What happens
-
-    def opened(self, slot: int, adapter: str, now: float) -> Residency:
-        """A request was booked there; the state that it met."""
-        state, seat = self.state(slot, adapter), self.seat(slot)
-        seat.busy[adapter] = seat.busy.get(adapter, 0) + 1
-        seat.seen[adapter] = now
-        seat.spare = None
-        heat, at = self._heat.get(adapter, (0.0, now))
-        heat *= exp(-_LN2 * max(0.0, now - at) / self.config.cold_s)
-        if adapter not in self._heat and len(self._heat) >= _MOST_NAMES:
-            del self._heat[min(self._heat, key=lambda name: self._heat[name][1])]
-        self._heat[adapter] = (heat + 1.0, now)
-        return state
-
-    def moved(self, before: int, after: int, adapter: str) -> None:
-        """A booked request goes elsewhere."""
-        seen = self.seat(before).seen.get(adapter, 0.0)
-        self._release(before, adapter)
-        seat = self.seat(after)
-        seat.busy[adapter] = seat.busy.get(adapter, 0) + 1
-        seat.seen[adapter] = seen
-        seat.spare = None
-
-    def closed(self, slot: int, adapter: str, seconds: float | None) -> None:
-        """A booked request ended, after so many seconds where it was a good answer. "": no-op."""
-        if not adapter:
-            return
-        if seconds is not None:
-            self.hold_s += _STEP * (seconds - self.hold_s)
-        self._release(slot, adapter)
-
-    def _release(self, slot: int, adapter: str) -> None:
-        seat = self.seat(slot)
-        left = seat.busy.get(adapter, 0) - 1
-        if left > 0:
-            seat.busy[adapter] = left
-            return
-        seat.busy.pop(adapter, None)
-        seat.spare = None
-        if not self.has(slot, adapter):
-            seat.seen.pop(adapter, None)
-        if self.on_idle is not None:
-            self.on_idle(slot)
-
-    def loading(self, slot: int, adapter: str, now: float) -> None:
-        """A load call is made."""
-        for each in self.twins(slot):
-            self.seat(each).loading[adapter] = now
-
-    def loaded(self, slot: int, adapter: str, seconds: float | None) -> None:
-        """It is there, after a call that took so long; None: it was there before."""
-        for each in self.twins(slot):
-            seat = self.seat(each)
-            seat.loading.pop(adapter, None)
-            seat.ours.add(adapter)
-            if seconds is not None:
-                seat.load_s += _STEP * (seconds - seat.load_s)
-                seat.loads += 1
-            self._list(each, adapter, True)
-
-    def failed(
-        self,
-        slot: int,
-        adapter: str,
-        now: float,
-        refused: str | None = None,
-        *,
-        found: bool = True,
-    ) -> None:
-        """A load did not succeed.
-
-        refused: what the engine will not load for now (`EVERYTHING`: nothing at all). found: False
-        when it says that there is no adapter at the source.
-        """
-        for each in self.twins(slot):
-            seat = self.seat(each)
-            seat.loading.pop(adapter, None)
-            seat.failures += 1
-            if refused is not None:
-                seat.refused[refused] = (now + REFUSED_S, not found)
-                self._pool.adapters_changed(each)
-
-    def unloaded(self, slot: int, adapter: str) -> None:
-        """It was unloaded."""
-        for each in self.twins(slot):
-            seat = self.seat(each)
-            seat.ours.discard(adapter)
-            seat.seen.pop(adapter, None)
-            seat.unloads += 1
-            self._list(each, adapter, False)
-
-    def missing(self, slot: int, adapter: str) -> None:
-        """The engine says that it does not have it, whatever its list said."""
-        for each in self.twins(slot):
-            self._list(each, adapter, False)
-
-    def lost(self, replica: Replica) -> list[str]:
-        """What this router had loaded on a replica that now lists none of it: it began anew.
-
-        Told once, latest used first, no more than fit. One of several that is gone was unloaded by
-        somebody, and is left to demand.
-        """
-        seat = self.seat(replica.slot)
-        if replica.models is None or not seat.ours or seat.ours & replica.models.adapters.keys():
-            return []
-        names = sorted(seat.ours, key=lambda name: seat.seen.get(name, 0.0), reverse=True)
-        room = self.slots(replica.slot) - len(replica.models.adapters)
-        seat.ours.clear()
-        return [name for name in names if self.can_load(replica.slot, name)][: max(0, room)]
-
-    def tick(self, now: float) -> None:
-        """Now and then: old refusals do not count any more."""
-        for slot, seat in enumerate(self._seats):
-            over = [name for name, (until, _) in seat.refused.items() if until <= now]
-            for name in over:
-                del seat.refused[name]
-            if over:
-                self._pool.adapters_changed(slot)
-
-    def _list(self, slot: int, adapter: str, there: bool) -> None:
-        """Correct the replica's list until its next probe reads it anew."""
-        replica = self._pool.replicas[slot]
-        if replica is None or replica.models is None:
-            return
-        adapters = dict(replica.models.adapters)
-        if there:
-            adapters[adapter] = self.base() or next(iter(replica.models.models), "")
-        else:
-            adapters.pop(adapter, None)
-        models: ModelList = msgspec.structs.replace(replica.models, adapters=adapters)
-        self._pool.set_models(slot, models)
+                where.setdefault(name, []).append(replica.slot)
+        self._where = where

@@ -32,7 +32,7 @@ class PriceScorer:
             candidates.prompt_tokens,
             candidates.hit_tokens,
             candidates.prefill_tokens,
-            array("d", candidates.requests),
+            array("d", candidates.requests[: len(candidates)]),  # the ledger's is longer
             candidates.placed_tokens,
             candidates.mask,
             out,

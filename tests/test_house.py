@@ -62,6 +62,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.watchdog", 3),
     ("warmlane.router.pool", 3),
     ("warmlane.router.adapters", 3),
+    ("warmlane.router.adapters_*", 3),
     ("warmlane.router.pace", 3),
     ("warmlane.router.foreign", 3),
     ("warmlane.router.share", 4),

@@ -17,7 +17,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from warmlane.router.adapters import EVERYTHING
+from warmlane.router.adapters_books import EVERYTHING
 from warmlane.router.catalog import no_such_model
 from warmlane.router.errors import NoReplica, RouterError
 from warmlane.router.feeds.client import EngineError, fetch

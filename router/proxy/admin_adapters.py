@@ -23,7 +23,7 @@ def _replica(pool: Pool, replica: Replica, now: float) -> JsonObject:
     listed = frozenset() if models is None else models.adapters.keys()
     return {
         "slots": table.slots(slot),
-        "load_s": seat.load_s,
+        "load_s": table.load_s(seat),
         "loads": seat.loads,
         "unloads": seat.unloads,
         "failures": seat.failures,

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from tests.router.fleet import chat, config_of, router_of
-from warmlane.router.adapters import EVERYTHING, FIRST_LOAD_S, SWAP_S, AdapterTable, Residency
+from warmlane.router.adapters import SWAP_S, AdapterTable
+from warmlane.router.adapters_books import EVERYTHING
+from warmlane.router.adapters_seat import FIRST_LOAD_S, Residency
 from warmlane.router.config_adapters import Adapters, source_of
 from warmlane.router.core import Router
 from warmlane.router.errors import ConfigError, NoReplica, RequestError
@@ -124,7 +126,7 @@ def test_costs_rise_from_active_to_displacement() -> None:
     assert cost[1] == 0.0
     assert cost[2] == SWAP_S
     assert cost[0] == cost[3] == pytest.approx(SWAP_S + FIRST_LOAD_S)
-    assert cost[4] == pytest.approx(SWAP_S + 2 * FIRST_LOAD_S, rel=0.01), "a9 is wanted again"
+    assert cost[4] == pytest.approx(SWAP_S + 1.5 * FIRST_LOAD_S, rel=0.01), "a9 is wanted again"
     table.costs("a1", 100_000.0, cost)
     assert cost[4] == pytest.approx(SWAP_S + FIRST_LOAD_S, rel=0.01), "nobody asks for it now"
     # The engine runs max_loras at a time: whoever comes next waits for one to end.
@@ -143,10 +145,14 @@ def test_a_load_under_way_costs_what_is_left_of_it() -> None:
 
 
 def test_loads_teach_their_length() -> None:
-    table = table_of(fleet(1))
-    for _ in range(50):
-        table.loaded(0, "a1", 4.0)
-    assert table.seat(0).load_s == pytest.approx(4.0, rel=0.01)
+    table = table_of(fleet(2))
+    assert table.load_s(table.seat(0)) == FIRST_LOAD_S
+    table.loaded(0, "a1", 4.0)
+    assert table.load_s(table.seat(0)) == pytest.approx(4.0, rel=0.01)
+    for _ in range(10):
+        table.loaded(1, "a1", 1.0)
+    assert 1.0 < table.load_s(table.seat(0)) < 3.0, "one slow load says little of a replica"
+    assert table.load_s(table.seat(1)) == pytest.approx(1.0, rel=0.1)
 
 
 def test_the_coldest_gives_way_and_nobody_in_use_does() -> None:
@@ -333,7 +339,7 @@ def test_a_newcomer_in_an_old_slot_begins_anew() -> None:
     router.maintain(1.0)
     from_config = config_of(1).pools[0].replicas[0]
     assert pool.add(from_config, 2.0) == 0
-    assert table.seat(0).load_s == FIRST_LOAD_S and not table.seat(0).ours
+    assert table.seat(0).loads == 0 and not table.seat(0).ours
 
 
 def test_a_move_takes_the_request_along() -> None:
