@@ -112,7 +112,7 @@ class Reply(Course):
                 self._answer = Answer(self._kind, sse, picker.text_bytes)
                 return
         now = self._answered_at = monotonic()
-        if part.status == 404 and self._decision.adapter:
+        if part.status == 404 and self._decision.adapter and self._kind in GENERATES:
             self._ways.pool.adapters.missing(self._slot, self._decision.adapter)
         if part.status >= 400 or not self._stream:
             picker.router.first_token(self._decision.ticket, now)

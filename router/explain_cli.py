@@ -96,7 +96,8 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
             ", ".join(
                 f"{line['scorer']} {_number(line['score'])} x {line['weight']:g}"
                 for line in row["scores"]
-            ),
+            )
+            + _adapter(row),
         )
     console.print(table)
     for row in e["replicas"]:
@@ -108,6 +109,11 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
 def _order(row: Mapping[str, Any]) -> tuple[bool, int, str]:
     order = row["order"]
     return order is None, order or 0, row["replica"]
+
+
+def _adapter(row: Mapping[str, Any]) -> str:
+    """State of the request's LoRA adapter there, and what it costs."""
+    return f", adapter {row['adapter']} {row['adapter_s']:.3g} s" if row.get("adapter") else ""
 
 
 def _requests(row: Mapping[str, Any]) -> str:

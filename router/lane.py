@@ -106,6 +106,8 @@ class Lane(Desk):
         old, self.pool.config = self.pool.config, config
         if parts is not None:
             self._use(parts, zone)
+        if config.adapters != old.adapters:
+            self.pool.version += 1  # who may serve an adapter is not as before
         if config.capacity_tokens != old.capacity_tokens:
             self.view.resize()
 

@@ -178,6 +178,8 @@ class AdapterFeed:
         body = {"lora_name": adapter, "lora_path": table.source(adapter)}
         status, answer = await self._post(pool, replica, LOAD, body)
         now = self._clock()
+        if pool.replicas[slot] is not replica:
+            return "gone", "the replica left the pool"
         if status == 200:
             self._metrics.count(
                 "warmlane_adapter_load_milliseconds_total",

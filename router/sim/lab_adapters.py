@@ -323,6 +323,7 @@ class AdapterLab:
                 waiting_adapters=frozenset(self._lines[slot]),
             )
             self.pool.update_load(slot, snapshot)
+            self._pump(slot, now)  # who was in use by the scrape before may not be any more
         self.router.maintain(now)
         if self._open:
             self._at(now + SCRAPE_S, self._scrape)

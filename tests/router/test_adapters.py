@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from array import array
 from typing import Any
 
+import msgspec
 import pytest
+from rich.console import Console
 
 from tests.router.fleet import chat, config_of, router_of
 from warmlane.router.adapters import SWAP_S, AdapterTable
@@ -14,6 +17,7 @@ from warmlane.router.adapters_seat import FIRST_LOAD_S, Residency
 from warmlane.router.config_adapters import Adapters, source_of
 from warmlane.router.core import Router
 from warmlane.router.errors import ConfigError, NoReplica, RequestError
+from warmlane.router.explain_cli import show
 from warmlane.router.types import LoadSnapshot, ModelList, Outcome
 
 SOURCES = {"sources": {"a*": "/lora/a", "z": "/lora/z"}}
@@ -362,6 +366,17 @@ def test_a_forgotten_ticket_holds_no_adapter() -> None:
     assert not table_of(router).seat(0).busy
 
 
+def test_a_reload_counts_at_once() -> None:
+    router = fleet(2, mode="read-only")
+    lists(router, 0, "a1")
+    assert ask(router, "a1") == (0,)
+    router.reload(config_of(2, adapters={"mode": "load", **SOURCES}))
+    assert set(ask(router, "a1")) == {0, 1}
+    assert set(ask(router, "a2")) == {0, 1}
+    router.reload(config_of(2, adapters={"mode": "load", "sources": {"b": "/b"}}))
+    assert ask(router, "a1") == (0,)
+
+
 def test_explain_says_state_and_seconds() -> None:
     router = fleet(2)
     lists(router, 1, "a1")
@@ -369,6 +384,10 @@ def test_explain_says_state_and_seconds() -> None:
     assert [line.adapter for line in told.replicas] == ["absent", "registered"]
     assert [line.adapter_s for line in told.replicas] == [SWAP_S + FIRST_LOAD_S, SWAP_S]
     assert router.explain(chat(model="m"), 0.0).replicas[0].adapter == ""
+    page = io.StringIO()
+    show(msgspec.to_builtins(told), Console(file=page, width=160))
+    assert "adapter absent 0.305 s" in page.getvalue()
+    assert "adapter registered 0.005 s" in page.getvalue()
 
 
 def test_demand_is_counted_by_the_state_that_it_met() -> None:
