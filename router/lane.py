@@ -103,11 +103,9 @@ class Lane(Desk):
 
     def follow(self, config: PoolConfig, parts: Parts | None, zone: str) -> None:
         """Another config of the same pool. parts: None keeps those it has."""
-        old, self.pool.config = self.pool.config, config
+        old = self.pool.follow(config)
         if parts is not None:
             self._use(parts, zone)
-        if config.adapters != old.adapters:
-            self.pool.version += 1  # who may serve an adapter is not as before
         if config.capacity_tokens != old.capacity_tokens:
             self.view.resize()
 

@@ -238,6 +238,13 @@ class Pool:
         self._changed("models", replica)
         return True
 
+    def follow(self, config: PoolConfig) -> PoolConfig:
+        """Another config of this pool; the one before."""
+        old, self.config = self.config, config
+        if config.adapters != old.adapters:  # who may serve an adapter is not as before
+            self.version += 1
+        return old
+
     def adapters_changed(self, slot: int) -> None:
         """Which adapters may be loaded on a replica is not as before."""
         replica = self.replicas[slot]
