@@ -132,7 +132,9 @@ async def test_streams_wait_as_well() -> None:
 
 
 async def test_the_cold_ones_make_room_within_the_slots() -> None:
-    async with rig(options(max_loras=2), options(max_loras=2), slots=2) as found:
+    # Loads as long everywhere: a free slot is then cheaper than one that has to be made.
+    engine = options(max_loras=2, adapter_load_s=0.2)
+    async with rig(engine, engine, slots=2) as found:
         for name in ("ad-1", "ad-2", "ad-3", "ad-4", "ad-5", "ad-6", "ad-7"):
             assert (await found.ask(name))[0] == 200
             assert max(map(len, found.held())) <= 2
