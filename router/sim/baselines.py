@@ -11,6 +11,8 @@ the ledger may be longer than the pool.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from math import ceil
 from typing import ClassVar, Final
@@ -107,22 +109,61 @@ class LlmdAffinity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return _least(candidates, costs, warm or slots)
 
 
-class Dynamo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Dynamo:
     """NVIDIA Dynamo's KV router at temperature 0: least prefill blocks + decode blocks.
 
     Prefill blocks are those in flight and the uncached ones of this prompt, times
-    `overlap_weight` (its default 1); decode blocks those of all requests open there.
+    `overlap_weight` (its default 1). Decode blocks are the distinct ones of all requests open
+    there and of this one: equal blocks count once. Who knows the keys of requests tells them
+    (`asks`, `began`, `ended`, as the lab does), and then the choices are those of the released
+    selection service (`benchmarks/bench_select.py`); else the KV tokens of our ledger stand in.
     """
 
-    overlap_weight: float = 1.0
+    def __init__(self, *, overlap_weight: float = 1.0) -> None:
+        if not 0.0 <= overlap_weight < 1e6:
+            raise ValueError("overlap_weight must be a number from 0 to 1000000")
+        self.overlap_weight = overlap_weight
+        self._active: dict[int, Counter[int]] = {}
+        self._keys: Sequence[int] = ()
+
+    def asks(self, keys: Sequence[int]) -> None:
+        """The block keys of the request that is decided next."""
+        self._keys = keys
+
+    def began(self, slot: int, keys: Sequence[int]) -> None:
+        """A request was sent there."""
+        self._active.setdefault(slot, Counter()).update(keys)
+
+    def ended(self, slot: int, keys: Sequence[int]) -> None:
+        """It is over."""
+        active = self._active[slot]
+        for key in keys:
+            left = active[key] - 1
+            if left:
+                active[key] = left
+            else:
+                del active[key]
 
     def score(self, request: Request, candidates: Candidates) -> array[float]:
-        queued, decode = candidates.prefill_tokens, candidates.decode_tokens
+        queued, slots = candidates.prefill_tokens, _eligible(candidates)
+        if self._keys:
+            decode = [0.0] * len(candidates)
+            for slot in slots:
+                decode[slot] = BLOCK_TOKENS * self._distinct(slot)
+        else:
+            decode = list(candidates.decode_tokens)
         costs = [
             (self.overlap_weight * (queued[slot] + own) + decode[slot]) / BLOCK_TOKENS
             for slot, own in enumerate(_uncached(candidates))
         ]
-        return _least(candidates, costs, _eligible(candidates))
+        return _least(candidates, costs, slots)
+
+    def _distinct(self, slot: int) -> int:
+        """Blocks in use there with this request. A request uses a block with all before it."""
+        keys, active = self._keys, self._active.get(slot)
+        if active is None:
+            return len(keys)
+        return len(active) + len(keys) - bisect_left(keys, True, key=lambda key: key not in active)
 
 
 class LMetric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

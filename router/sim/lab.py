@@ -117,9 +117,6 @@ class Lab:
             for change in options.changes:
                 if change.what == "join":
                     seat.pool.set_state(change.slot, ReplicaState.JOINING)
-        scorers = [each.scorer for each in self.seats[0].lane.decider.parts.scorers]
-        self._fresh_s = max((getattr(each, "scrape_s", 0.0) for each in scorers), default=0.0)
-        self._fresh_at = 0.0
         self._stirred: list[Seat] = []
         for seat in self.seats:
             seat.router.wake = partial(self._stirred.append, seat)
@@ -211,8 +208,10 @@ class Lab:
         seat = live.seat
         prepared = Prepared(request, seat.prepared.target, seat.lane, key)
         self._caches.now = now
-        if self._fresh_s and now >= self._fresh_at:
+        if seat.fresh_s and now >= seat.fresh_at:
             self._refresh(seat, now)
+        for each in seat.watchers:
+            each.asks(live.keys)
         told = partial(self._told, live)
         try:
             found = seat.router.ask_prepared(prepared, now, self._chance.bits(), told)
@@ -255,6 +254,8 @@ class Lab:
         live.ticket, live.slot = decision.ticket, decision.choices[0]
         self._fallbacks += bool(decision.fallback)
         live.hit = decision.hit_tokens[0]
+        for each in seat.watchers:
+            each.began(live.slot, live.keys)
         seat.router.sent(live.ticket, live.slot, now)
         zones, away_s = self.options.zones, 0.0
         if zones and zones[live.slot % len(zones)] != zones[0]:
@@ -277,8 +278,13 @@ class Lab:
         for number, cached in self.fleet.finished:
             self._finish(live_of.pop(number), cached, now)
 
+    def _ended(self, live: _Live) -> None:
+        for each in live.seat.watchers:
+            each.ended(live.slot, live.keys)
+
     def _finish(self, live: _Live, cached: int, now: float) -> None:
         turn = live.session.turns[live.index]
+        self._ended(live)
         self._done.append(
             Done(
                 live.arrived,
@@ -318,8 +324,8 @@ class Lab:
             self._at(now + self.options.share_s, partial(self._tell, seat))
 
     def _refresh(self, seat: Seat, now: float) -> None:
-        """What a policy that scrapes for itself sees: queue and KV use, at most _fresh_s old."""
-        self._fresh_at = now + self._fresh_s
+        """What a policy that scrapes for itself sees: queue and KV use, at most fresh_s old."""
+        seat.fresh_at = now + seat.fresh_s
         for slot, replica in enumerate(seat.pool.replicas):
             waiting, running, usage = self.fleet.load(slot)
             seat.pool.kv_usage[slot] = usage
@@ -362,5 +368,6 @@ class Lab:
         self._caches.failed(change.slot)
         for number in self.fleet.fail(change.slot):
             live = self._live.pop(number)
+            self._ended(live)
             live.seat.router.close(live.ticket, Outcome(status="error"), now)
             self._send(live, now)

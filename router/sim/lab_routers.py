@@ -13,6 +13,7 @@ from warmlane.router.config_share import Sharing
 from warmlane.router.core import Router
 from warmlane.router.pool import Pool
 from warmlane.router.share import Sharer
+from warmlane.router.sim.lab_world import Watcher
 from warmlane.router.types import Kind, Request
 
 
@@ -29,6 +30,11 @@ class Seat:
         if sharing is not None:
             self.sharer = Sharer(self.router, sharing, f"router-{number}")
             self.sharer.tell(0.0)  # its journal begins
+        scorers = [each.scorer for each in self.lane.decider.parts.scorers]
+        self.watchers = [each for each in scorers if isinstance(each, Watcher)]
+        # A policy that scrapes for itself says how often (`baselines.LlmdWeighted`).
+        self.fresh_s = max((getattr(each, "scrape_s", 0.0) for each in scorers), default=0.0)
+        self.fresh_at = 0.0
         model = self.pool.config.models[0]
         probe = Request(kind=Kind.COMPLETIONS, model=model, prompt=b"")
         self.prepared = self.router.prepare(probe)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -63,6 +64,15 @@ def specs(count: int, zones: Sequence[str] = ()) -> list[ReplicaSpec]:
         )
         for slot in range(count)
     ]
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A scorer that wants to know which blocks are in use where."""
+
+    def asks(self, keys: Sequence[int]) -> None: ...
+    def began(self, slot: int, keys: Sequence[int]) -> None: ...
+    def ended(self, slot: int, keys: Sequence[int]) -> None: ...
 
 
 class CacheView:

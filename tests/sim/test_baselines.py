@@ -48,7 +48,7 @@ ASK = Request(kind=Kind.COMPLETIONS, prompt=b"x" * 5000)
 SCORERS = [
     part
     for part in vars(b).values()
-    if isinstance(part, type) and issubclass(part, msgspec.Struct) and hasattr(part, "score")
+    if isinstance(part, type) and part.__module__ == b.__name__ and hasattr(part, "score")
 ]
 
 
@@ -100,6 +100,49 @@ def test_dynamo_adds_prefill_and_decode_blocks() -> None:
     columns.decode_tokens[0] = 700.0
     assert best(b.Dynamo(), columns) == [1]
     assert best(b.Dynamo(overlap_weight=2.0), columns) == [0]
+
+
+def test_dynamo_counts_blocks_in_use_once() -> None:
+    """The choices of the released service in a whole run: benchmarks/bench_select.py."""
+    columns, rule = Columns(prompt=160.0), b.Dynamo()
+    shared, own = list(range(6)), [10, 11, 12, 13]
+    for _ in range(3):
+        rule.began(0, shared)
+    rule.began(1, [50, 51, 52])
+    rule.asks(shared + own)
+    # 6 blocks there and 4 new ones: 10, as where nothing runs; beside others in use: 13.
+    assert best(rule, columns) == [0, 2]
+    columns.hit_tokens = array("d", [0.0, 96.0, 0.0])
+    assert best(rule, columns) == [1]  # 4 + 13 against 10 + 10
+    rule.ended(0, shared)
+    assert best(rule, columns) == [1]
+    for _ in range(2):
+        rule.ended(0, shared)
+    rule.began(2, [99] * 1)
+    columns.hit_tokens = array("d", [0.0, 0.0, 0.0])
+    assert best(rule, columns) == [0]
+    with pytest.raises(ValueError, match="overlap_weight"):
+        b.Dynamo(overlap_weight=-1.0)
+
+
+def test_the_lab_tells_dynamo_which_blocks_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules: list[b.Dynamo] = []
+    ended: list[int] = []
+
+    class Seen(b.Dynamo):
+        def __init__(self) -> None:
+            super().__init__()
+            rules.append(self)
+
+        def ended(self, slot: int, keys: object) -> None:
+            super().ended(slot, keys)  # type: ignore[arg-type]
+            ended.append(slot)
+
+    monkeypatch.setattr(b, "Dynamo", Seen)
+    made = generate("chat", 20, seed=3)
+    run = Lab(made, PoolConfig(policy="dynamo"), LabOptions(rate=4.0)).run()
+    assert run.fallbacks == 0 and len(ended) == len(run.done)
+    assert not any(rules[-1]._active.values()), "blocks of ended requests are in use no more"
 
 
 def test_lmetric_multiplies() -> None:
