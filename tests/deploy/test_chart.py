@@ -37,12 +37,28 @@ SCALING = {
     for kind in ("hpa", "keda")
 }
 ELECTED: Object = {"picker": {"replicas": 2, "leaderElection": True, "config": {"zone": "a"}}}
-EVERY = {"defaults": {}, "elected": ELECTED, **VARIANTS, **SCALING}
+SHARED: Object = {
+    "picker": {
+        "replicas": 3,
+        "share": {"url": "redis://warmlane@valkey:6379", "passwordSecret": "valkey"},
+        "config": {"share": {"interval_s": 0.1}},
+    }
+}
+APART: Object = {"picker": {"replicas": 2}}
+EVERY = {
+    "defaults": {},
+    "elected": ELECTED,
+    "shared": SHARED,
+    "apart": APART,
+    **VARIANTS,
+    **SCALING,
+}
 
 
 REFUSED: list[tuple[Object, str]] = [
     ({"pool": {"targetPorts": list(range(8000, 8009))}}, "targetPorts"),
     ({"picker": {"responseLevel": 3}}, "responseLevel"),
+    ({"picker": {"share": {"url": "http://valkey"}}}, "share"),
     ({"pikcer": {}}, "pikcer"),
     ({"gateway": {"kind": "envoy-gateway"}}, "picker.insecure"),
     ({"gateway": {"kind": "sidecar"}}, "picker.insecure"),
@@ -193,3 +209,21 @@ def test_the_picker_knows_its_arguments(name: str, rendered: dict[str, list[Obje
     args = parser.parse_args(picker["args"])
     assert (args.port, args.health_port, args.metrics_port) == (9002, 9003, 9090)
     assert args.response_level == 1
+
+
+def test_several_pickers_are_told_of_each_other(rendered: dict[str, list[Object]]) -> None:
+    """With a service they share; without one each knows how many they are; elected ones are one."""
+
+    def config_of(name: str) -> Any:
+        data = of_kind(rendered[name], "ConfigMap")["data"]["config.yaml"]
+        return from_data(yaml.safe_load(data))
+
+    shared = config_of("shared").share
+    assert shared.url == "redis://warmlane@valkey:6379" and shared.routers == 3
+    assert shared.password_env == "SHARE_PASSWORD" and shared.interval_s == 0.1
+    (picker,) = of_kind(rendered["shared"], "Deployment")["spec"]["template"]["spec"]["containers"]
+    (word,) = [each for each in picker["env"] if each["name"] == "SHARE_PASSWORD"]
+    assert word["valueFrom"]["secretKeyRef"] == {"name": "valkey", "key": "password"}
+    assert config_of("apart").share.routers == 2 and not config_of("apart").share.url
+    assert config_of("elected").share.routers == 1
+    assert not [each for each in rendered["defaults"] if each["kind"] == "ConfigMap"]

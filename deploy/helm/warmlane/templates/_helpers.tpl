@@ -20,5 +20,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if .Values.picker.leaderElection -}}
 {{- $config = mergeOverwrite (deepCopy $config) (dict "leader" (dict "lease" .Release.Name)) -}}
 {{- end -}}
+{{- $share := .Values.picker.share -}}
+{{- $several := and (gt (int .Values.picker.replicas) 1) (not .Values.picker.leaderElection) -}}
+{{- if or $share.url $several -}}
+{{- $told := dict "routers" (max 1 (int .Values.picker.replicas)) -}}
+{{- if $share.url -}}{{- $_ := set $told "url" $share.url -}}{{- end -}}
+{{- if $share.passwordSecret -}}{{- $_ := set $told "password_env" "SHARE_PASSWORD" -}}{{- end -}}
+{{- $config = mergeOverwrite (dict "share" $told) (deepCopy $config) -}}
+{{- end -}}
 {{- if $config }}{{ toYaml $config }}{{ end -}}
 {{- end }}
