@@ -260,9 +260,9 @@ def fleet(bench: Bench, rounds: int, sources: int, seconds: int) -> None:
 def main() -> int:
     logging.disable(logging.CRITICAL)  # sources without a replay socket say so
     bench = Bench("events_wire", (__doc__ or "").partition("\n")[0].removeprefix("Question: "))
-    over_sockets(bench, 4 if bench.args.quick else 7)
-    paced(bench, 2 if bench.args.quick else 4)
-    fleet(bench, 2 if bench.args.quick else 5, 100, 4)
+    over_sockets(bench, 4 if bench.args.quick else 5)
+    paced(bench, 2 if bench.args.quick else 3)
+    fleet(bench, 2 if bench.args.quick else 4, 100, 4)
     return bench.finish()
 
 

@@ -4,6 +4,7 @@
     auto                        ask the engine (`GET /kv_event_sources`)
     EVENTS                      ZMQ endpoint of its publisher, as tcp://10.0.0.5:5557
     EVENTS,REPLAY               and of its replay socket
+    http://HOST:PORT/kv_cache_events    events of TensorRT-LLM without a stream of them, polled
 
 `{host}` stands for the host of the replica's URL. tcp ports grow by the replica's data-parallel
 rank, as the engines' do. An endpoint with `*` is bound here, for engines that connect; any other
@@ -22,6 +23,7 @@ from warmlane.router.errors import ConfigError
 from warmlane.router.types import ReplicaSpec
 
 _TCP: Final = re.compile(r"tcp://(?P<host>\*|\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(?P<port>\d{1,5})")
+_POLLED: Final = re.compile(r"https?://[^\s,/]+/kv_cache_events")
 
 
 class Endpoints(msgspec.Struct, frozen=True):
@@ -36,6 +38,8 @@ def check_events(text: str, where: str) -> None:
     if text in ("off", "auto"):
         return
     parts = text.replace("{host}", "host").split(",")
+    if is_polled(text) and _POLLED.fullmatch(parts[0]) and len(parts) == 1:
+        return
     if len(parts) > 2 or not all(map(_is_endpoint, parts)):
         raise ConfigError(
             f"{where}: {text!r}: must be off, auto, or ENDPOINT[,REPLAY] such as tcp://{{host}}:5557"
@@ -64,6 +68,11 @@ def at_rank(endpoint: str, rank: int) -> str:
 def is_open(endpoint: str) -> bool:
     """It names no host of its own: whoever uses it binds (vLLM's rule for publishers)."""
     return "*" in endpoint or "::" in endpoint or endpoint.startswith("ipc://")
+
+
+def is_polled(endpoint: str) -> bool:
+    """It is asked for events by HTTP."""
+    return endpoint.startswith(("http://", "https://"))
 
 
 def _is_endpoint(text: str) -> bool:

@@ -21,10 +21,11 @@ import aiohttp
 import msgspec
 
 from warmlane._core.kv_events import keep_freed_memory
-from warmlane.router.config_events import Endpoints, endpoints, is_open
+from warmlane.router.config_events import Endpoints, endpoints, is_open, is_polled
 from warmlane.router.exact import ExactView
 from warmlane.router.feeds.client import EngineError, fetch
 from warmlane.router.feeds.kv_events_sockets import Pump, Source, Trouble
+from warmlane.router.feeds.trtllm_events import PolledSource
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool, Replica
 
@@ -79,7 +80,7 @@ class KvFeed:
         self.hub = hub
         self.headers = headers
         self.metrics = metrics
-        self.source: Source | None = None
+        self.source: Source | PolledSource | None = None
         self._counted: Counter[str] = Counter()
         self._blocks: dict[str, int] = {}
 
@@ -95,7 +96,7 @@ class KvFeed:
                 if self.source is None and self.hub.clock() >= due:
                     due = self.hub.clock() + FIND_S
                     try:
-                        self.source = self.hub.open(await self._find(setting), self.exact, slot)
+                        self.source = self._opened(await self._find(setting), slot)
                     except EngineError as trouble:
                         self.exact.distrust(slot, str(trouble))
                         if isinstance(trouble, SeveralRanks) and self._split is not None:
@@ -112,11 +113,29 @@ class KvFeed:
                 self.exact.clear_view(slot)
                 self.exact.distrust(slot, "its events are not heard")
 
+    def _opened(self, found: Found, slot: int) -> Source | PolledSource:
+        """Raises EngineError: its endpoint cannot be used."""
+        if not is_polled(found.where.events):
+            return self.hub.open(found, self.exact, slot)
+        load = self.replica.load
+        return PolledSource(
+            found.where,
+            exact=self.exact,
+            slot=slot,
+            rank=self.replica.spec.rank or 0,
+            block_size=0 if load is None else load.block_size or 0,
+            session=self.session,
+            headers=self.headers,
+            clock=self.hub.clock,
+        )
+
     async def _find(self, setting: str) -> Found:
         """Raises EngineError: none are to be had."""
         spec = self.replica.spec
         if setting != "auto":
             where = endpoints(setting, spec)
+            if is_polled(where.events):
+                return Found(where, False)
             return Found(where, is_open(where.events) and not where.events.startswith("ipc:"))
         status, body = await fetch(
             self.session,
@@ -177,8 +196,9 @@ class Hub:
         self.sources.append(source)
         return source
 
-    def close_source(self, source: Source) -> None:
-        self.sources.remove(source)
+    def close_source(self, source: Source | PolledSource) -> None:
+        if isinstance(source, Source):
+            self.sources.remove(source)
         source.close()
 
     def close(self) -> None:

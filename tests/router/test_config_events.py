@@ -19,6 +19,7 @@ from warmlane.router.types import ReplicaSpec
         "tcp://*:5557",
         "tcp://{host}:5557,tcp://{host}:5558",
         "tcp://[::1]:1,ipc:///tmp/replay",
+        "http://{host}:8000/kv_cache_events",
     ],
 )
 def test_forms_that_are_taken(text: str) -> None:
