@@ -40,6 +40,7 @@ class Reply(Course):
 
     __slots__ = ()
 
+    status: tuple[int, str] | None
     _picker: Picker
     _decision: Decision
     _kind: Kind

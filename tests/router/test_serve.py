@@ -346,3 +346,41 @@ async def test_a_key_is_asked_for_and_shown_in_the_hint(tmp_path: Path) -> None:
             served.process.send_signal(signal.SIGTERM)
             assert await served.end() == 0
             assert "sk-client" not in served.log
+
+
+async def test_a_share_and_the_switch_at_run_time() -> None:
+    """As in ext-proc: watched, then 1, 10 and 100 % of the traffic, then least in-flight."""
+    async with (
+        Engine() as one,
+        Engine() as two,
+        serving("--replica", one.url, "--replica", two.url, "--shadow") as served,
+    ):
+        await served.ready()
+        await served.has({url.removeprefix("http://"): "ready" for url in (one.url, two.url)})
+
+        async def switch(**wanted: object) -> None:
+            url = f"{served.admin}/admin/v1/shadow"
+            async with served.session.post(url, json=wanted) as response:
+                assert response.status == 200
+
+        async def compared(count: int) -> int:
+            """Of so many requests those that the policy did not decide."""
+            url = f"{served.admin}/admin/v1/shadow"
+            before = (await served.get(url))[1]["models"].get("tiny", {}).get("decisions", 0)
+            for _ in range(count):
+                body = {"model": "tiny", "prompt": "x" * 300}
+                async with served.session.post(f"{served.url}/v1/completions", json=body) as r:
+                    assert r.status == 200
+                    await r.read()
+            after = (await served.get(url))[1]["models"].get("tiny", {}).get("decisions", 0)
+            return int(after - before)
+
+        assert await compared(20) == 20
+        await switch(mode="active", share=0.01)
+        assert 180 <= await compared(200) <= 200  # 198 by the mean, deviation 1.4
+        await switch(share=0.1)
+        assert 150 <= await compared(200) <= 198  # 180, deviation 4.2
+        await switch(share=1.0)
+        assert await compared(20) == 0
+        await switch(mode="least-requests")
+        assert await compared(20) == 20
