@@ -29,6 +29,7 @@ from warmlane.router.errors import ConfigError
 log = logging.getLogger("warmlane")
 
 _POLICIES: Final = "default, round-robin, least-requests, random, or the name of one scorer"
+_SHARING: Final = {"share_url": "url", "routers": "routers"}
 _SHOWN: Final = 8  # replicas that a banner names
 
 
@@ -122,6 +123,8 @@ def add_running(parser: argparse.ArgumentParser, *, watches: str, share: str) ->
     option = adder(parser)
     option("--shadow", text=watches, action="store_true")
     option("--share", text=share, type=float, metavar="SHARE")
+    option("--share-url", text="Valkey or Redis by which routers hear each other", metavar="URL")
+    option("--routers", text="how many serve these replicas (1)", type=int, metavar="M")
     option("--record", text="log requests without their text, for replay", metavar="FILE")
     option("--drain-s", text="longest wait for what is under way at SIGTERM (60)", type=float)
     parser.add_argument(
@@ -164,6 +167,9 @@ def config_data(given: dict[str, Any], *, admin: str, follow_pool: bool = True) 
         data["zone"] = given["zone"]
     if "drain_s" in given:
         data["timeouts"] = {**(data.get("timeouts") or {}), "drain_s": given["drain_s"]}
+    sharing = {name: given[flag] for flag, name in _SHARING.items() if flag in given}
+    if sharing:
+        data["share"] = {**(data.get("share") or {}), **sharing}
     if "record" in given:
         data["record"] = {**(data.get("record") or {}), "file": given["record"]}
     watch = {"mode": "shadow"} if "shadow" in given else {}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from types import ModuleType
 from typing import Any
 
 import msgspec
 import pytest
 
+from warmlane.router import ext_proc, serve
 from warmlane.router.config import Config, Index, PoolConfig
 from warmlane.router.config_load import from_data
 from warmlane.router.config_share import Sharing
@@ -280,3 +283,13 @@ def test_bad_config(field: str, value: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         from_data({"share": {field: value}})
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [serve, ext_proc], ids=["serve", "ext-proc"])
+def test_flags_of_both_commands(command: ModuleType) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    words = ["--replica", URLS[0], "--routers", "3", "--share-url", "redis://valkey:6379"]
+    config = command.config_from(parser.parse_args([*words, "--record", "r.jsonl", "--share", "1"]))
+    assert (config.share.routers, config.share.url) == (3, "redis://valkey:6379")
+    assert config.record.file == "r.jsonl" and config.shadow.share == 1
