@@ -28,7 +28,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.bars import Bench
+from benchmarks.bars import MAX_SPREAD, Bench, spread
 from benchmarks.peers.contenders import Contender, Unavailable, backends
 from benchmarks.peers.ext_proc_client import Question, connect
 from benchmarks.peers.gateway import Lane, envoy, fixed, warmlane
@@ -38,7 +38,7 @@ from warmlane.envoy.transport_native import why_missing
 CONNECTIONS = 32
 SIZES = {"4k": 4096, "64k": 65536}
 LONG = 400 * 1024
-WARM_S = 0.4
+WARM_S = 0.3
 TRANSPORTS = ("native", "grpcio")
 # (transport, level, size, times the handler)
 BARS = [
@@ -79,14 +79,29 @@ class Cells:
         self.lanes = lanes
         self.rates: dict[tuple[str, str], list[float]] = {}
 
-    async def play(self, rounds: int, seconds: float) -> None:
+    async def play(self, rounds: int, seconds: float, budget_s: float) -> None:
+        """At least `rounds`; more of them while a ratio is too unsteady to be judged and the time
+        allows it."""
         bodies = {size: Bodies(length) for size, length in SIZES.items()}
-        for number in range(rounds):
+        began = time.monotonic()
+        number = 0
+        while number < rounds or self.unsteady():
+            if number >= rounds and (time.monotonic() - began) * (1 + 1 / number) > budget_s:
+                break
             shift = number % len(self.lanes)
             for size in SIZES:
                 for lane in self.lanes[shift:] + self.lanes[:shift]:
                     rate = await requests_per_cpu_s(lane, bodies[size], seconds)
                     self.rates.setdefault((lane.name, size), []).append(rate)
+            number += 1
+
+    def unsteady(self) -> bool:
+        names = {lane.name for lane in self.lanes}
+        return any(
+            spread(self.ratios(transport, level, size)) > MAX_SPREAD
+            for transport, level, size, _ in BARS
+            if f"{transport}-{level}" in names
+        )
 
     def ratios(self, transport: str, level: int, size: str, loop: str = "asyncio") -> list[float]:
         mine, other = self.rates[f"{transport}-{level}", size], self.rates[f"{loop}-{level}", size]
@@ -193,7 +208,10 @@ async def compete(bench: Bench) -> None:
         replicas = stack.enter_context(backends(2, work))
         lanes = start_lanes(replicas, work, stack)
         cells = Cells(lanes)
-        await cells.play(rounds=3 if quick else 5, seconds=1.0 if quick else 1.3)
+        if quick:
+            await cells.play(rounds=3, seconds=0.8, budget_s=0.0)
+        else:
+            await cells.play(rounds=6, seconds=1.0, budget_s=200.0)
         judge(bench, cells)
         if why_missing():
             return
