@@ -53,7 +53,7 @@ POLICIES = (
     *("least-ttft", "preble", "dualmap"),
 )
 KNOBS: dict[str, tuple[str, ...]] = {
-    "default": ("", "interference=0.1", "strength=1", "strength=4", "copy=2"),
+    "default": ("", "interference=0.1", "strength=1", "strength=4", "crowd=20"),
     "llmd-weighted": ("", "prefix=2", "prefix=6", "kv=1", "queue=4"),
     "llmd-affinity": ("", "tau_tokens=20000", "tau_tokens=60000", "share=0.5"),
     "dynamo": ("", "overlap_weight=2", "overlap_weight=4", "overlap_weight=0.5"),
@@ -106,13 +106,12 @@ def quick() -> list[Cell]:
 
 
 def tuning() -> list[Cell]:
-    """Those on which KNOBS are set: the quick ones, and each workload with reuse on 4 replicas."""
-    small = [
+    """Those on which KNOBS are set: each workload on 4 replicas at its knee."""
+    return [
         cell
         for cell in cells()
-        if cell.replicas == 4 and cell.reuse and cell.rate == SOURCES[cell.source].other_knee / 2
+        if cell.replicas == 4 and cell.rate == SOURCES[cell.source].other_knee / 2
     ]
-    return quick() + small
 
 
 # The default without one of its terms (`ablation`).
@@ -166,8 +165,8 @@ def wrong_cells(wrong: Wrong) -> list[Cell]:
 
 
 def ablation() -> list[Cell]:
-    """Those on which terms are left out: the tuning ones and the mixed fleets."""
-    return tuning() + [cell for cell in cells() if "," in cell.profile]
+    """Those on which terms are left out: the quick ones, 4 replicas, and the mixed fleets."""
+    return quick() + tuning() + [cell for cell in cells() if "," in cell.profile]
 
 
 def _at_knee(cell: Cell) -> bool:

@@ -41,7 +41,7 @@ class Price:
         output: float = 256.0,
         spread: float = 0.005,
         spread_limit: float = 4096.0,
-        crowd: float = 20.0,
+        crowd: float = 12.0,
         learn: bool = True,
     ) -> None: ...
     def prices(

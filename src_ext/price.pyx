@@ -81,7 +81,7 @@ cdef class Price:
         double context=1e-3, double sequence=0.2, double copy=1.0, double strength=2.0,
         double seconds_per_token=40e-6, double rho_cap=0.9, double window_s=60.0,
         double output=256.0, double spread=0.005, double spread_limit=4096.0,
-        double crowd=20.0, bint learn=True,
+        double crowd=12.0, bint learn=True,
     ):
         given = (pair, interference, decode, context, sequence, copy, strength, output,
                  spread, spread_limit, crowd)

@@ -23,7 +23,7 @@ class TwinPrice:
             "output": 256.0,
             "spread": 0.005,
             "spread_limit": 4096.0,
-            "crowd": 20.0,
+            "crowd": 12.0,
         } | given
         self.factors: dict[int, float] = {}
         self.output = self.c["output"]
