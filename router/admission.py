@@ -73,7 +73,7 @@ class Gate:
         self._watch_until = 0.0
         self._watched_s = 0.0
         self._looked_at = 0.0
-        self._holds_sessions = False
+        self.holds_sessions = False
         self._fresh_at = 0.0
         self._released = 0.0  # requests in the last seconds, decaying
         lane.pool.on_change(self._changed)
@@ -169,7 +169,7 @@ class Gate:
         self.release(now)
         if not active:
             self._watched_s = 0.0
-            self._holds_sessions = False
+            self.holds_sessions = False
             self.queue.forget()
         if len(self._open) > self.lane.open_tickets:  # some were closed by their age
             slot_of = self.lane.pool.ledger.slot_of
@@ -221,7 +221,7 @@ class Gate:
 
     def _fits(self, item: Item, now: float) -> bool:
         """Whether there is memory for a session that this request opens."""
-        if not self._holds_sessions:
+        if not self.holds_sessions:
             return True
         assert isinstance(item, Waiting)
         quiet = self.config.session_s
@@ -233,8 +233,8 @@ class Gate:
     def _look_for_losses(self) -> None:
         if not self.config.working_set or self._watched_s < min(_LEARN_S, self.config.session_s):
             return
-        if not self._holds_sessions and self.sessions.lost_share > _LOST_SHARE:
-            self._holds_sessions = True
+        if not self.holds_sessions and self.sessions.lost_share > _LOST_SHARE:
+            self.holds_sessions = True
             log.info("event=sessions_held pool=%s", self.lane.pool.name)
 
     def _decide(self, item: Waiting, now: float) -> Decision:
@@ -354,5 +354,5 @@ def described(gate: Gate, now: float) -> dict[str, Any]:
         "session_tokens": gate.sessions.tokens,
         "working_set": gate.working_set,
         "lost_share": gate.sessions.lost_share,
-        "holds_new_sessions": gate._holds_sessions,
+        "holds_new_sessions": gate.holds_sessions,
     }

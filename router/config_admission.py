@@ -72,6 +72,6 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             description="new sessions wait while contexts of live ones exceed this share of all KV"
             " caches; 0: never",
         ),
-    ] = 1.25
+    ] = 1.0
     session_s: Annotated[_Seconds, _note("silence after which a session counts as over")] = 90.0
     sessions: Annotated[_Count, _note("sessions that are remembered per pool")] = 65_536

@@ -12,6 +12,7 @@
     GET  /admin/v1/config                   the tree with all defaults
     POST /admin/v1/reload                   read the config file again
     GET  /admin/v1/adapters                 LoRA adapters by replica: state, requests, last use
+    GET  /admin/v1/admission                by pool: who waits, sessions and their memory
     GET  /admin/v1/shadow                   choices compared with the other side's, by model
     POST /admin/v1/shadow                   switch: {"mode": "active" | "shadow" | "least-requests",
                                             "share": 0..1}, either or both
@@ -35,6 +36,7 @@ from typing import Any, Final, NoReturn, Protocol
 import msgspec
 from aiohttp import web
 
+from warmlane.router.admission import described
 from warmlane.router.build import Running
 from warmlane.router.config import Config
 from warmlane.router.config_load import replica_specs
@@ -96,6 +98,7 @@ class Admin:
                 web.get("/admin/v1/config", self._config),
                 web.post("/admin/v1/reload", self._do_reload),
                 web.get("/admin/v1/adapters", self._adapters),
+                web.get("/admin/v1/admission", self._admission),
                 web.get("/admin/v1/shadow", self._shadow),
                 web.post("/admin/v1/shadow", self._switch),
             ]
@@ -258,6 +261,13 @@ class Admin:
         pools = self.running.router.pools
         now = monotonic()
         return _json({"pools": {name: adapters_of(pool, now) for name, pool in pools.items()}})
+
+    async def _admission(self, request: web.Request) -> web.Response:
+        del request
+        gates = [lane.gate for lane in self.running.router.lanes.values()]
+        now = monotonic()
+        rows = [described(gate, now) for gate in gates if gate is not None]
+        return _json({"enabled": self.running.config.admission.enabled, "pools": rows})
 
     async def _shadow(self, request: web.Request) -> web.Response:
         del request

@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 from warmlane import __version__
 from warmlane.router.config import PoolConfig
+from warmlane.router.config_admission import Admission
 from warmlane.router.errors import RouterError
 from warmlane.router.registry import POLICIES, build_parts
 from warmlane.router.sim.lab import Lab
@@ -145,6 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="router to queue (15.6)",
     )
     add("--routers", type=int, default=1, metavar="M", help="before one fleet, taken by chance")
+    add("--admission", default="off", choices=["on", "off"], help="past saturation (off)")
     add("--share", default="on", choices=["on", "off"], help="do they hear each other (on)")
     add("--slo-ttft", type=float, default=2.0, metavar="S", help="goodput: time to first token")
     add("--slo-tpot", type=float, default=50.0, metavar="MS", help="and time per further token")
@@ -198,6 +200,7 @@ def options_of(args: argparse.Namespace) -> LabOptions:
         front_s=args.front_ms / 1000,
         routers=args.routers,
         share_s=SHARE_S if args.share == "on" else 0.0,
+        admission=Admission(enabled=args.admission == "on"),
         changes=tuple(
             _change(what, text, len(fleet)) for what in CHANGES for text in getattr(args, what)
         ),
@@ -261,7 +264,7 @@ def _notes(args: argparse.Namespace, samples: Sequence[Sample]) -> list[str]:
     return [
         f"{first.name}: {requests:,} requests in {len(samples)} sample(s) ({first.note})",
         f"{args.replicas} x {args.profile}, {args.rate_scale:g} x the recorded rate, {args.view}"
-        f" view{_routers(args)};"
+        f" view{_routers(args)}{', admission on' if args.admission == 'on' else ''};"
         f" good: TTFT <= {args.slo_ttft:g} s and TPOT <= {args.slo_tpot:g} ms",
         "Times in seconds of modelled replicas: read rank and ratio, not a certain fleet's figures."
         " Ratios are geometric means over the samples with a paired 95 % interval.",

@@ -15,6 +15,7 @@ from tests.router.feeds.engine import Engine, until, vllm_text
 from warmlane.router.build import Running, build
 from warmlane.router.config import Admin as AdminConfig
 from warmlane.router.config import Config, Limits, PoolConfig, Probe, Scrape
+from warmlane.router.config_admission import Admission
 from warmlane.router.errors import ConfigError
 from warmlane.router.proxy.admin import Admin, guess_path, is_loopback, start_admin
 from warmlane.router.proxy.admin import __doc__ as admin_docs
@@ -91,6 +92,28 @@ async def test_metrics(bench: Bench) -> None:
     assert f'warmlane_replica_running_requests{{pool="default",replica="{bench.name}"}} 3.0' in text
     assert 'warmlane_index_blocks{pool="default"} 0.0' in text
     assert "warmlane_loop_lag_seconds" in text
+
+
+async def test_admission_is_described(bench: Bench) -> None:
+    assert await bench.call("GET", "/admin/v1/admission") == (200, {"enabled": False, "pools": []})
+
+
+async def test_admission_is_described_by_pool() -> None:
+    settings = Admission(enabled=True)
+    async with Engine() as engine:
+        running = await build(config_of(engine, admission=settings))
+        admin = await start_admin(running, running.config, list)
+        bench = Bench(engine, running, admin)
+        try:
+            status, data = await bench.call("GET", "/admin/v1/admission")
+        finally:
+            await bench.session.close()
+            await admin.close()
+            await running.close()
+    assert status == 200 and data["enabled"]
+    (row,) = data["pools"]
+    assert (row["pool"], row["waiting"], row["tenants_waiting"]) == ("default", 0, 0)
+    assert not row["holds_new_sessions"]
 
 
 async def test_replicas_are_described(bench: Bench) -> None:

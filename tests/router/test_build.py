@@ -24,6 +24,7 @@ from warmlane.router.config import (
     Scrape,
     Timeouts,
 )
+from warmlane.router.config_load import from_data
 from warmlane.router.errors import ConfigError
 from warmlane.router.types import Kind, Outcome, ReplicaSpec, ReplicaState, Request
 
@@ -227,3 +228,33 @@ async def test_a_failed_build_leaves_nothing_running(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="engine_api_key_file"):
         await build(config)
     assert asyncio.all_tasks() == before
+
+
+async def test_a_program_waits_for_its_decision_past_saturation() -> None:
+    """`Running.decide`: it waits for room, and whoever is cancelled leaves the queue."""
+    pool = {"replicas": ["http://127.0.0.1:9"], "models": ["m"]}
+    settings = {"enabled": True, "backlog_s": 0.001, "unstarted": 1, "room_s": 5.0}
+    probe = {"interval_s": 3600.0}
+    config = from_data({"pools": [pool], "admission": settings, "probe": probe})
+    running = await build(config)
+    try:
+        router, gate = running.router, running.router.lanes["default"].gate
+        assert gate is not None and gate.active
+        request = Request(kind=Kind.COMPLETIONS, model="m", prompt=b"x" * 4000)
+        asked = [asyncio.create_task(running.decide(request, number)) for number in range(3)]
+        await asyncio.sleep(0)
+        assert len(gate.queue) == 3
+        router.pools["default"].set_state(0, ReplicaState.READY, "a test says so")
+        done, _ = await asyncio.wait(asked, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0.05)
+        waits = [task for task in asked if not task.done()]
+        assert done and len(waits) == len(gate.queue) == 1
+        waits[0].cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        assert not gate.queue
+        for task in asked:
+            if not task.cancelled():
+                router.close(task.result().ticket, Outcome(), 0.0)
+        assert router.open_tickets == 0
+    finally:
+        await running.close()

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from warmlane.router.config import PoolConfig
+from warmlane.router.config_admission import Admission
 from warmlane.router.sim.lab import Lab
 from warmlane.router.sim.lab_run import LabOptions, Run
 from warmlane.router.sim.lab_world import Change
@@ -149,3 +150,19 @@ def test_the_default_learns_which_replicas_are_slow() -> None:
         for found in (learned, blind)
     ]
     assert shares[0] < shares[1]
+
+
+@pytest.mark.parametrize("rate", [1.0, 60.0])
+def test_admission_changes_nothing_below_saturation_and_loses_nobody_past_it(rate: float) -> None:
+    made = generate("agent", 30, 1)
+    runs = []
+    for enabled in (False, True):
+        settings = Admission(enabled=enabled, wait_s=2.0)
+        options = LabOptions(rate=rate, kv_tokens=30_000, admission=settings, named=False)
+        runs.append(Lab(made, PoolConfig(), options).run())
+    without, within = runs
+    assert without.queued == without.refused == 0
+    assert (within.queued > 0) is (rate > 1.0)
+    assert within.failed == 0 and len(within.done) == len(without.done)
+    if rate == 1.0:
+        assert within.done == without.done
