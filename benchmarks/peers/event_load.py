@@ -1,6 +1,6 @@
 """Engine events as vLLM 0.32 tells them, and publishers of them: the load of the events benchmark.
 
-Run as a module it is a publisher: `python -m benchmarks.peers.event_load KIND MESSAGES PORT...`.
+Run as a module it is a publisher: `-m benchmarks.peers.event_load KIND MESSAGES A_SECOND SOURCES`.
 """
 
 from __future__ import annotations
@@ -108,18 +108,18 @@ PAYLOADS: dict[str, Callable[[], list[bytes]]] = {
 }
 
 
-def publish(kind: str, messages: int, ports: list[int], a_second: float = 0.0) -> None:
-    """A process of its own: `messages` to each port when it is told to, as fast as possible or
-    `a_second`."""
+def publish(kind: str, messages: int, a_second: float, sources: int) -> None:
+    """A process of its own: `messages` to each of its ports when it is told to, as fast as possible
+    or `a_second`."""
     payloads = PAYLOADS[kind]()
     context = zmq.Context()
-    sockets = []
-    for port in ports:
+    sockets, ports = [], []
+    for _ in range(sources):
         socket = context.socket(zmq.PUB)
         socket.setsockopt(zmq.SNDHWM, 0)
-        socket.bind(f"tcp://127.0.0.1:{port}")
+        ports.append(socket.bind_to_random_port("tcp://127.0.0.1"))
         sockets.append(socket)
-    sys.stdout.write("up\n")
+    sys.stdout.write(" ".join(map(str, ports)) + "\n")
     sys.stdout.flush()
     sys.stdin.readline()
     began = time.monotonic()
@@ -137,14 +137,14 @@ def publisher(
     kind: str, messages: int, sources: int, a_second: float = 0.0
 ) -> Iterator[tuple[list[int], Callable[[], None]]]:
     """Its ports, and what makes it begin."""
-    ports = free_ports(sources)
     command = [sys.executable, "-m", "benchmarks.peers.event_load", kind, str(messages)]
-    command += [str(a_second), *map(str, ports)]
+    command += [str(a_second), str(sources)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdin is not None and child.stdout is not None
-        assert child.stdout.readline() == "up\n"
+        ports = [int(each) for each in child.stdout.readline().split()]
+        assert len(ports) == sources, "no publisher"
         told = child.stdin
 
         def go() -> None:
@@ -164,4 +164,4 @@ def free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    publish(sys.argv[1], int(sys.argv[2]), [int(port) for port in sys.argv[4:]], float(sys.argv[3]))
+    publish(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
