@@ -203,7 +203,7 @@ class AdapterBooks:
         self._mark(after, adapter)
 
     def closed(self, slot: int, adapter: str, seconds: float | None) -> None:
-        """A booked request ended, after so many seconds where it was a good answer. "": no-op."""
+        """A booked request ended, so long after its first token if it was answered. "": no-op."""
         if not adapter:
             return
         if seconds is not None:

@@ -321,7 +321,8 @@ class Lane(Desk):
             self.gate.closed(number, opened.request, outcome.output_tokens, now)
         ok, adapter = outcome.status == "ok", opened.decision.adapter
         if adapter:
-            self.pool.adapters.closed(slot, adapter, seconds if ok else None)
+            held_s = seconds - max(0.0, opened.ttft_s) if ok else None
+            self.pool.adapters.closed(slot, adapter, held_s)
         if ok:
             self._learn(opened, slot, outcome, now)
         if self.recorder is not None:
