@@ -133,6 +133,7 @@ class Ours:
 def agreement(service: Service, workers: int, count: int) -> tuple[float, int]:
     """(share of choices that agree, how many of them where the service had a tie to break)."""
     source, ours = random.Random(7), Ours(workers, "dynamo")
+    ours.rule.stride = 1  # block by block, as the service
     families = [[source.randrange(50_000) for _ in range(20 * BLOCK)] for _ in range(6)]
     open_: list[tuple[str, int]] = []
     same = ties = 0

@@ -123,21 +123,23 @@ class Dynamo:
         if not 0.0 <= overlap_weight < 1e6:
             raise ValueError("overlap_weight must be a number from 0 to 1000000")
         self.overlap_weight = overlap_weight
+        self.stride = 8  # one key stands for so many blocks: long prompts have thousands
         self._active: dict[int, Counter[int]] = {}
         self._keys: Sequence[int] = ()
+        self._blocks = -1
 
     def asks(self, keys: Sequence[int]) -> None:
         """The block keys of the request that is decided next."""
-        self._keys = keys
+        self._keys, self._blocks = keys[self.stride - 1 :: self.stride], len(keys)
 
     def began(self, slot: int, keys: Sequence[int]) -> None:
         """A request was sent there."""
-        self._active.setdefault(slot, Counter()).update(keys)
+        self._active.setdefault(slot, Counter()).update(keys[self.stride - 1 :: self.stride])
 
     def ended(self, slot: int, keys: Sequence[int]) -> None:
         """It is over."""
         active = self._active[slot]
-        for key in keys:
+        for key in keys[self.stride - 1 :: self.stride]:
             left = active[key] - 1
             if left:
                 active[key] = left
@@ -146,7 +148,7 @@ class Dynamo:
 
     def score(self, request: Request, candidates: Candidates) -> array[float]:
         queued, slots = candidates.prefill_tokens, _eligible(candidates)
-        if self._keys:
+        if self._blocks >= 0:
             decode = [0.0] * len(candidates)
             for slot in slots:
                 decode[slot] = BLOCK_TOKENS * self._distinct(slot)
@@ -162,8 +164,9 @@ class Dynamo:
         """Blocks in use there with this request. A request uses a block with all before it."""
         keys, active = self._keys, self._active.get(slot)
         if active is None:
-            return len(keys)
-        return len(active) + len(keys) - bisect_left(keys, True, key=lambda key: key not in active)
+            return self._blocks
+        shared = bisect_left(keys, True, key=lambda key: key not in active)
+        return self._blocks + self.stride * (len(active) - shared)
 
 
 class LMetric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -105,6 +105,7 @@ def test_dynamo_adds_prefill_and_decode_blocks() -> None:
 def test_dynamo_counts_blocks_in_use_once() -> None:
     """The choices of the released service in a whole run: benchmarks/bench_select.py."""
     columns, rule = Columns(prompt=160.0), b.Dynamo()
+    rule.stride = 1
     shared, own = list(range(6)), [10, 11, 12, 13]
     for _ in range(3):
         rule.began(0, shared)
