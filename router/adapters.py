@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from array import array
 from math import exp
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from warmlane.router.adapters_books import AdapterBooks
+from warmlane.router.adapters_books import AdapterBooks, Members
 from warmlane.router.adapters_seat import Seat
-
-if TYPE_CHECKING:
-    from warmlane.router.pool import Pool
 
 SWAP_S: Final = 0.005  # 84 MB (rank 16 of an 8B) from host memory at 20 GB/s
 _BELIEF_S: Final = 0.5  # how long the weighing of who gives way counts
@@ -30,7 +27,7 @@ _DISPLACED: Final = 0.5
 class AdapterTable(AdapterBooks):
     """The adapters of one pool. Owned by it."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Members) -> None:
         super().__init__(pool)
         self._where: dict[str, list[int]] = {}  # slots that list an adapter, as of `_version`
         self._version = -1

@@ -13,18 +13,16 @@ Nothing here is touched by requests without an adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Sequence
 from math import exp, log
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import msgspec
 
 from warmlane.router.adapters_seat import FIRST_LOAD_S, Residency, Seat
+from warmlane.router.config import PoolConfig
 from warmlane.router.config_adapters import Adapters, source_of
-from warmlane.router.types import ModelList
-
-if TYPE_CHECKING:
-    from warmlane.router.pool import Pool, Replica
+from warmlane.router.types import LoadSnapshot, ModelList, ReplicaSpec
 
 FIRST_HOLD_S: Final = 2.0  # an answer with an adapter, until some have been seen
 UNTOLD_SLOTS: Final = 4  # an engine tells max_loras with its first step
@@ -36,10 +34,37 @@ _MOST_NAMES: Final = 4096  # adapters whose demand is remembered
 _LN2: Final = log(2.0)
 
 
+class Member(Protocol):
+    """What the books read of a replica."""
+
+    slot: int
+    spec: ReplicaSpec
+    models: ModelList | None
+    load: LoadSnapshot | None
+
+
+class Members(Protocol):
+    """What the books need of their pool, which owns them."""
+
+    config: PoolConfig
+    version: int
+
+    @property
+    def replicas(self) -> Sequence[Member | None]: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Member]: ...
+
+    def set_models(self, slot: int, models: ModelList) -> bool: ...
+
+    def adapters_changed(self, slot: int) -> None: ...
+
+
 class AdapterBooks:
     """What is known and what happens. Base of `AdapterTable`; slots are the pool's."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Members) -> None:
         self._pool = pool
         self._seats: list[Seat] = []
         self._heat: dict[str, tuple[float, float]] = {}  # demand and when it was that
@@ -294,7 +319,7 @@ class AdapterBooks:
         for each in self.twins(slot):
             self._list(each, adapter, False)
 
-    def lost(self, replica: Replica) -> list[str]:
+    def lost(self, replica: Member) -> list[str]:
         """What this router had loaded on a replica that now lists none of it: it began anew.
 
         Told once, latest used first, no more than fit. One of several that is gone was unloaded by

@@ -1,6 +1,6 @@
 """One publisher of KV events on the event loop, drained in slices. Floor 5.
 
-The lines speak ZMTP themselves (docs/decisions/0013-own-zmtp.md): a batch goes from the socket's
+The lines speak ZMTP themselves (docs/decisions/0015-own-zmtp.md): a batch goes from the socket's
 buffer into the tree on one thread. `Pump` gives each source its turn, so that a flood of events
 leaves the loop to requests again after half a millisecond.
 """
