@@ -70,6 +70,16 @@ def metrics() -> Metrics:
     for name in ("admission_active", "admission_waiting", "admission_waiting_bytes"):
         metrics.gauge(f"warmlane_{name}", 1, "chat")
     metrics.gauge("warmlane_working_set_ratio", 0.5, "chat")
+    metrics.transport = "native"
+    metrics.transport_stats = lambda: {
+        "streams_total": 9,
+        "bytes_in_total": 800,
+        "bytes_out_total": 90,
+        "open_connections": 2,
+        "open_streams": 3,
+        "held_bytes": 64,
+        "peak_held_bytes": 640,
+    }
     metrics.leaked_tickets(2)
     metrics.client_connections = 5
     metrics.lag(0.5)
@@ -117,6 +127,10 @@ def test_values(metrics: Metrics, pool: Pool) -> None:
     assert value(series, "warmlane_actual_hit_tokens_total", **one) == 48
     assert value(series, "warmlane_hit_error_tokens_total", **one, sign="over") == 16
     assert value(series, "warmlane_hit_error_tokens_total", **one, sign="under") == 0
+    sent = value(
+        series, "warmlane_ext_proc_transport_bytes_total", transport="native", direction="out"
+    )
+    assert sent == 90
     assert value(series, "warmlane_replicas", pool="chat", state="ready") == 1
     assert value(series, "warmlane_replicas", pool="chat", state="ejected") == 1
     assert value(series, "warmlane_replica_inflight_requests", **one) == 1
