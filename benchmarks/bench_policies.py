@@ -235,7 +235,8 @@ def prints_of(pool: Pool, policies: Sequence[str]) -> Prints:
 
 
 def measure(args: argparse.Namespace, pool: Pool, traces: Path | None) -> int:
-    chosen, samples = (quick(), QUICK_SAMPLES) if args.quick else (cells(), SAMPLES)
+    chosen, samples = (quick(), QUICK_SAMPLES) if args.quick else (cells(), args.samples)
+    published = args.quick or args.published
 
     def is_there(cell: Cell) -> bool:
         file = SOURCES[cell.source].file
@@ -245,17 +246,17 @@ def measure(args: argparse.Namespace, pool: Pool, traces: Path | None) -> int:
         if not is_there(cell):
             print(f"left out, its trace is not here: {cell.name}")
     there = [cell for cell in chosen if is_there(cell)]
-    all_variants = [] if args.quick else [each for policy in KNOBS for each in variants(policy)]
+    all_variants = [] if published else [each for policy in KNOBS for each in variants(policy)]
     others = [f"default:{fields}" for fields in WITHOUT.values()]
     others += [each for wrong in WRONGS for each in wrong_policies(wrong)]
-    wanted = [*POLICIES, *all_variants, *([] if args.quick else others)]
+    wanted = [*POLICIES, *all_variants, *([] if published else others)]
     prints = prints_of(pool, list(dict.fromkeys(wanted)))
     runs = Runs(pool, prints, str(traces), time.monotonic() + args.limit_s)
     settings = {policy: [policy] * samples for policy in POLICIES}
     more: dict[str, object] = {}
     tuned: dict[str, list[str]] = {}
     try:
-        if not args.quick:
+        if not published:
             ground = [cell for cell in tuning() if is_there(cell)]
             runs.make("knobs", [(c, n, all_variants) for c in ground for n in range(samples)])
             first, second = halves(samples)
@@ -268,11 +269,11 @@ def measure(args: argparse.Namespace, pool: Pool, traces: Path | None) -> int:
             "cells",
             [
                 (cell, n, [settings[policy][n] for policy in POLICIES])
-                for cell in there
+                for cell in (*there[::3], *there[1::3], *there[2::3])  # a stop leaves some of each
                 for n in range(samples)
             ],
         )
-        if not args.quick:
+        if not published:
             more = beside(runs, is_there)
     except Late:
         print("stopped: the same command goes on from here", file=sys.stderr)
@@ -286,6 +287,10 @@ def measure(args: argparse.Namespace, pool: Pool, traces: Path | None) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a part of the cells, two samples")
+    parser.add_argument(
+        "--published", action="store_true", help="all cells, every policy at its published settings"
+    )
+    parser.add_argument("--samples", type=int, default=SAMPLES, choices=range(2, SAMPLES + 1))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--limit-s", type=float, default=7200.0, help="stop after so many seconds")
     parser.add_argument("--fresh", action="store_true", help="forget the kept runs first")

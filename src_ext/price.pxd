@@ -36,9 +36,9 @@ cdef double own_work(const Rates* rates, double uncached, double cached) noexcep
 # Fills `prices` where kept; the greatest of them, infinity when one is not finite. hits, waiting,
 # placed: tokens; running: requests; factors: F of each slot.
 cdef double fill_prices(
-    const Rates* rates, const double* factors, double prompt, const double* hits, const double* waiting,
-    const double* running, const double* placed, const uint8_t* kept, Py_ssize_t size,
-    double* prices,
+    const Rates* rates, const double* factors, double prompt, const double* hits,
+    const double* waiting, const double* running, const double* placed, const uint8_t* kept,
+    Py_ssize_t size, double* prices,
 ) noexcept nogil
 
 
