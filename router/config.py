@@ -327,7 +327,7 @@ class Config(Tree, frozen=True, kw_only=True):
 
     listen: Annotated[Listen, _note("data path")] = Listen()
     admin: Annotated[Admin, _note("control plane")] = Admin()
-    zone: Annotated[str, _note("zone of this router, for the zone scorer")] = ""
+    zone: Annotated[str, _note("zone of this router: the default and scorer zone prefer it")] = ""
     pools: Annotated[list[PoolConfig], Meta(min_length=1, description="pools of replicas")] = (
         msgspec.field(default_factory=lambda: [PoolConfig()])
     )

@@ -92,6 +92,7 @@ class Decider:
         self.mix = default_mix(parts) if self._subset_only else None
         priced = [each.scorer for each in parts.scorers if isinstance(each.scorer, PriceScorer)]
         self.price = priced[0].price if priced else None
+        self._far = priced[0].zone if priced and zone else 0.0  # tokens, another zone than ours
         self._paced: list[Replica | None] = []  # whose pace the price has learned, by slot
 
     def begin(self, model: str, adapter: str, prompt_tokens: float, now: float) -> CandidateColumns:
@@ -310,6 +311,9 @@ class Decider:
                 if old is not new:
                     self.price.forget(slot)
             self._paced = list(self.pool.replicas)
+            for slot, replica in enumerate(self.pool.replicas):
+                away = replica is not None and replica.spec.zone not in ("", self.candidates.zone)
+                self.price.move(slot, self._far if away else 0.0)
         self._version = self.pool.version
         self._masks.clear()
         self._rests.clear()

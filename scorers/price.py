@@ -9,6 +9,7 @@ dearest eligible replica.
 from __future__ import annotations
 
 from array import array
+from math import inf
 from typing import Final
 
 from warmlane._core import cost
@@ -17,12 +18,21 @@ from warmlane.router.interfaces import Candidates
 from warmlane.router.types import Request
 
 SECONDS_PER_TOKEN: Final = 40e-6  # of prefill, the default of `Price`
+ZONE_TOKENS: Final = 1000.0  # 40 ms of prefill: what traffic between zones is worth avoiding
 
 
 class PriceScorer:
-    """Parameters are those of `_core.price.Price`; the defaults are meant for every fleet."""
+    """Parameters are those of `_core.price.Price`; the defaults are meant for every fleet.
 
-    def __init__(self, *, learn: bool = True, **constants: float) -> None:
+    zone: tokens that a replica of another zone than the router's costs more.
+    """
+
+    def __init__(
+        self, *, learn: bool = True, zone: float = ZONE_TOKENS, **constants: float
+    ) -> None:
+        if not 0.0 <= zone < inf:
+            raise ValueError("zone must be finite and not negative")
+        self.zone = float(zone)
         self.price = Price(learn=bool(learn), **constants)
         self._per_s = 1.0 / constants.get("seconds_per_token", SECONDS_PER_TOKEN)
 

@@ -6,6 +6,7 @@ price(r)   = F_r V_r f                      prefill in line there, f the work of
            + x n_r o (k (L + o / 2) + s)    what my o tokens of decoding cost them
            + g own(c_max - c, c)            a copy of what another replica holds pushes others out
            + min(w (P_r - P_min), limit)    lately placed tokens: caches are filled evenly
+           + Z_r                            another zone than the router's
 theta      = p lambda mean(V) / (1 - rho)   arrivals that wait until the backlog clears
 F_r        how much slower than the middle replica this one prefills, learned (pace.h); what is
            saved for others is in tokens of the middle one, else a slow replica looks dear when
@@ -34,11 +35,11 @@ cdef struct Rates:
 
 cdef double own_work(const Rates* rates, double uncached, double cached) noexcept nogil
 # Fills `prices` where kept; the greatest of them, infinity when one is not finite. hits, waiting,
-# placed: tokens; running: requests; factors: F of each slot.
+# placed: tokens; running: requests; factors: F of each slot, away: Z.
 cdef double fill_prices(
-    const Rates* rates, const double* factors, double prompt, const double* hits,
-    const double* waiting, const double* running, const double* placed, const uint8_t* kept,
-    Py_ssize_t size, double* prices,
+    const Rates* rates, const double* factors, const double* away, double prompt,
+    const double* hits, const double* waiting, const double* running, const double* placed,
+    const uint8_t* kept, Py_ssize_t size, double* prices,
 ) noexcept nogil
 
 
@@ -53,6 +54,7 @@ cdef class Price:
     cdef bint learns
     cdef Pace* paces                                    # by slot
     cdef double* factors                                # by slot
+    cdef double* away                                   # by slot, tokens
     cdef Py_ssize_t slots
 
     cdef void note(self, double prompt, double hit) noexcept nogil

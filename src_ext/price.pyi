@@ -83,6 +83,12 @@ class Price:
         Raises ValueError for what is negative or not finite.
         """
 
+    def move(self, slot: int, tokens: float) -> None:
+        """What a replica costs more because it is far from the router; 0 (the beginning): near.
+
+        Raises ValueError for a negative slot and for tokens that are negative or not finite.
+        """
+
     def heard(self, slot: int, tokens: float, seconds: float) -> None:
         """A first token came `seconds` after its decision, with so many uncached tokens in line.
 

@@ -31,9 +31,9 @@ cdef double own_work(const Rates* rates, double uncached, double cached) noexcep
 
 
 cdef double fill_prices(
-    const Rates* rates, const double* factors, double prompt, const double* hits,
-    const double* waiting, const double* running, const double* placed, const uint8_t* kept,
-    Py_ssize_t size, double* prices,
+    const Rates* rates, const double* factors, const double* away, double prompt,
+    const double* hits, const double* waiting, const double* running, const double* placed,
+    const uint8_t* kept, Py_ssize_t size, double* prices,
 ) noexcept nogil:
     cdef double most = 0.0, total = 0.0, own, ahead, decode, count = 0.0, greatest = 0.0
     cdef double least = INFINITY, filled, crowd, factor, best = INFINITY
@@ -59,6 +59,7 @@ cdef double fill_prices(
             + rates.decode * running[at] * decode
             + rates.copy * own_work(rates, most - hits[at], hits[at])
             + (filled if filled < rates.spread_limit else rates.spread_limit)
+            + away[at]
         )
         if not isfinite(prices[at]):
             return INFINITY
@@ -107,6 +108,7 @@ cdef class Price:
     def __dealloc__(self):
         wl_free(self.paces)
         wl_free(self.factors)
+        wl_free(self.away)
 
     cdef int cover(self, Py_ssize_t slots) except -1:
         cdef Py_ssize_t at
@@ -123,7 +125,12 @@ cdef class Price:
         if grown == NULL:
             raise MemoryError("no memory for the pace of replicas")
         self.factors = <double*>grown
+        grown = wl_realloc(self.away, <size_t>slots * sizeof(double))
+        if grown == NULL:
+            raise MemoryError("no memory for the distance of replicas")
+        self.away = <double*>grown
         for at in range(self.slots, slots):
+            self.away[at] = 0.0
             pace_reset(&self.paces[at], self.seconds * 1000.0)
             self.factors[at] = 1.0
         self.slots = slots
@@ -144,6 +151,12 @@ cdef class Price:
         if 0 <= slot < self.slots:
             pace_reset(&self.paces[slot], self.seconds * 1000.0)
             self.factors[slot] = 1.0
+
+    def move(self, Py_ssize_t slot, double tokens):
+        if not (isfinite(tokens) and tokens >= 0.0 and slot >= 0):
+            raise ValueError(f"tokens must be finite and not negative, slot too: {tokens}, {slot}")
+        self.cover(slot + 1)
+        self.away[slot] = tokens
 
     def pace(self, Py_ssize_t slot):
         if not 0 <= slot < self.slots:
@@ -224,7 +237,7 @@ cdef class Price:
                     raise ValueError(f"{name} has {each} slots, {kept.size} are needed")
             self.cover(kept.size)
             greatest = fill_prices(
-                &self.rates, self.factors, prompt, <const double*>held.data,
+                &self.rates, self.factors, self.away, prompt, <const double*>held.data,
                 <const double*>line.data, <const double*>busy.data, <const double*>filled.data,
                 <const uint8_t*>kept.data, kept.size, <double*>prices.data,
             )

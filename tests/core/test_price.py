@@ -44,6 +44,7 @@ def asked(price: Price, prompt: float, rows: list[Row]) -> list[float]:
     history=st.lists(st.tuples(st.floats(0, 5), st.floats(1, 1e5), st.floats(0, 1)), max_size=20),
     tie=st.sampled_from([0.0, 0.5, 2.0]),
     others=st.tuples(st.floats(0, 100), st.floats(0, 1e5)),
+    far=st.lists(st.tuples(st.integers(0, 11), st.floats(0, 1e4)), max_size=4),
 )
 def test_equal_to_the_twin(
     rows: list[Row],
@@ -51,11 +52,14 @@ def test_equal_to_the_twin(
     history: list[tuple[float, float, float]],
     tie: float,
     others: tuple[float, float],
+    far: list[tuple[int, float]],
 ) -> None:
     price, twin, now = Price(), TwinPrice(), 0.0
     for each in (price, twin):
         each.damp(tie)
         each.others(*others)
+        for slot, tokens in far:
+            each.move(slot, tokens)
     for gap, length, share in history:
         now += gap
         for each in (price, twin):

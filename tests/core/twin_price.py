@@ -26,6 +26,7 @@ class TwinPrice:
             "crowd": 12.0,
         } | given
         self.factors: dict[int, float] = {}
+        self.away: dict[int, float] = {}
         self.output = self.c["output"]
         self.ahead, self.work = 0.0, 1.0
         self.arrived = self.worked = self.known = 0.0
@@ -65,12 +66,16 @@ class TwinPrice:
                 + own * theta
                 + self.c["copy"] * self.own(most - hits[slot], hits[slot])
                 + min(self.c["spread"] * (placed[slot] - least), self.c["spread_limit"])
+                + self.away.get(slot, 0.0)
             )
         if self.tie:
             low = min(price for price in out if price is not None)
             limit = low + self.tie * self.own(prompt, 0)
             out = [low if price is not None and price <= limit else price for price in out]
         return out
+
+    def move(self, slot: int, tokens: float) -> None:
+        self.away[slot] = tokens
 
     def damp(self, share: float) -> None:
         self.tie = share

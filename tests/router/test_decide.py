@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tests.router.fleet import chat, router_of, words
+from warmlane.router.config_load import from_data
+from warmlane.router.core import Router
 from warmlane.router.errors import NoReplica
 from warmlane.router.interfaces import Candidates
 from warmlane.router.types import ModelList, Outcome, ReplicaSpec, Request
@@ -154,3 +156,24 @@ def test_token_prompts_have_a_view_of_their_own() -> None:
     second = router.decide(request, 0.0, 2)
     assert second.prompt_tokens == 1024
     assert dict(zip(second.choices, second.hit_tokens, strict=True))[1] == 1023, "never the last"
+
+
+def test_the_default_stays_in_its_zone_until_leaving_it_saves_more() -> None:
+    zones = ("a", "b", "a", "b", "")
+    urls = [
+        {"url": f"http://r{slot}:8000", "name": f"r{slot}", "zone": zone}
+        for slot, zone in enumerate(zones)
+    ]
+    router = Router(from_data({"pools": [{"replicas": urls}], "zone": "a"}))
+    opened = [router.decide(chat(words(300, seed)), 0.0, seed) for seed in range(3)]
+    assert {each.choices[0] for each in opened} == {0, 2, 4}, "near or unknown: all alike"
+    ledger = router.pools["default"].ledger
+    for slot in (0, 2, 4):
+        ledger.open(slot, 20_000, 20_000, 0.0)
+    assert router.decide(chat(words(300, 9)), 0.0, 9).choices[0] in (1, 3)
+    router.pools["default"].relabel(ReplicaSpec(url="http://r2:8000", name="r2", zone="b"))
+    ledger.open(0, 20_000, 20_000, 0.0)
+    for slot in (1, 3):
+        ledger.open(slot, 20_000, 20_000, 0.0)
+    found = router.decide(chat(words(300, 10)), 0.0, 10)
+    assert found.choices[0] == 4, "what has moved away is as far as the others there"

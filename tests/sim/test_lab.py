@@ -152,9 +152,11 @@ def test_the_default_learns_which_replicas_are_slow() -> None:
     assert shares[0] < shares[1]
 
 
-@pytest.mark.parametrize("rate", [1.0, 60.0])
-def test_admission_changes_nothing_below_saturation_and_loses_nobody_past_it(rate: float) -> None:
-    made = generate("agent", 30, 1)
+@pytest.mark.parametrize(("sessions", "rate"), [(30, 1.0), (120, 60.0)])
+def test_admission_changes_nothing_below_saturation_and_loses_nobody_past_it(
+    sessions: int, rate: float
+) -> None:
+    made = generate("agent", sessions, 1)
     runs = []
     for enabled in (False, True):
         settings = Admission(enabled=enabled, wait_s=2.0)
