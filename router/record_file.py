@@ -22,7 +22,8 @@ import msgspec
 from warmlane.router.config_record import Record
 from warmlane.router.core import Router
 from warmlane.router.errors import ConfigError
-from warmlane.router.record import Closed, Entry, Head, Recorder, Salt, head
+from warmlane.router.record import Closed, Recorder, Salt, head
+from warmlane.router.record_types import Entry, Head
 
 log = logging.getLogger("warmlane.record")
 

@@ -67,6 +67,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.foreign", 3),
     ("warmlane.router.share", 4),
     ("warmlane.router.record", 4),
+    ("warmlane.router.record_types", 1),
     ("warmlane.router.record_file", 5),
     ("warmlane.router.apart", 4),
     ("warmlane.router.share_wire", 3),

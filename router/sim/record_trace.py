@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from warmlane.router.record_types import Entry, Head
 from warmlane.router.sim.trace_types import Runs, Session, TraceError, Turn, Workload, compress
 
 BLOCK: Final = 128  # tokens
@@ -23,42 +24,11 @@ _WORD: Final = 16  # hexadecimal digits
 _OWN: Final = 1 << 60  # ids of blocks that nobody shares
 
 
-class RecordHead(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line; a later one of the same file replaces it. See `router.record.Head`."""
-
-    warmlane_record: int
-    policy: dict[str, str]
-    replicas: dict[str, int]
-    capacities: dict[str, list[int]]
-    text_step: int
-    token_step: int
-
-
-class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, see `router.record.Entry`."""
-
-    at: float
-    pool: str
-    slot: int
-    prompt: int
-    size: int
-    ttft: float = -1.0
-    e2e: float = -1.0
-    cached: int = -1
-    output: int = -1
-    told: bool = False
-    is_tokens: bool = False
-    status: str = "ok"
-    session: str = ""
-    view: str = "none"
-    words: str = ""
-
-
 class Recorded(msgspec.Struct, frozen=True):
     """A whole record. lines: in order of their times."""
 
-    head: RecordHead
-    lines: list[Line]
+    head: Head
+    lines: list[Entry]
 
 
 def read(path: Path) -> Recorded:
@@ -66,13 +36,13 @@ def read(path: Path) -> Recorded:
 
     TraceError: it is no record.
     """
-    head: RecordHead | None = None
-    lines: list[Line] = []
-    decode = msgspec.json.Decoder(Line).decode
+    head: Head | None = None
+    lines: list[Entry] = []
+    decode = msgspec.json.Decoder(Entry).decode
     for number, raw in enumerate(_raw_lines(path), 1):
         try:
             if raw.startswith(b'{"warmlane_record"'):
-                head = msgspec.json.decode(raw, type=RecordHead)
+                head = msgspec.json.decode(raw, type=Head)
             else:
                 lines.append(decode(raw))
         except msgspec.MsgspecError as error:
@@ -101,7 +71,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
             return  # still being written, or cut off: what there is counts
 
 
-def answered(recorded: Recorded) -> list[Line]:
+def answered(recorded: Recorded) -> list[Entry]:
     """The requests that were answered whole, of the pool that had most of them."""
     good = [
         line
@@ -120,7 +90,7 @@ def trace(recorded: Recorded, name: str, *, open_loop: bool = False) -> Workload
     sessions of one turn.
     """
     runs = _Blocks(recorded)
-    groups: dict[str, list[Line]] = {}
+    groups: dict[str, list[Entry]] = {}
     for number, line in enumerate(answered(recorded)):
         last = groups.get(line.session)
         apart = open_loop or not line.session or (last and line.at < last[-1].at + last[-1].e2e)
@@ -153,13 +123,13 @@ class _Blocks:
         self._fresh = count(1)
         self._own = count(_OWN)
 
-    def of(self, line: Line) -> Runs:
+    def of(self, line: Entry) -> Runs:
         """The prompt's blocks, the last one perhaps partly filled."""
         each = self._token if line.is_tokens else self._text
         known = len(line.words) // _WORD
         return compress(self._numbers(line, each, known))
 
-    def _numbers(self, line: Line, each: float, known: int) -> Iterable[int]:
+    def _numbers(self, line: Entry, each: float, known: int) -> Iterable[int]:
         for block in range(-(-line.prompt // BLOCK)):
             word = int((block + 1) * each)
             if not 1 <= word <= known:
