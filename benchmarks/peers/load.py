@@ -13,7 +13,8 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import httptools
 
@@ -69,21 +70,41 @@ class Bodies:
 
 
 class Client(asyncio.Protocol):
-    """One connection that asks again as soon as it is answered, until it is told to stop."""
+    """One connection that asks again as soon as it is answered, until it has to rest or stop."""
 
-    def __init__(self, bodies: Iterator[bytes], done: asyncio.Future[None]) -> None:
+    def __init__(self, bodies: Iterator[bytes], done: asyncio.Future[None], asking: bool) -> None:
         self._bodies = bodies
         self._done = done
+        self._asking = asking
+        self._rested: asyncio.Future[None] | None = None
         self.answered = 0
         self.stopping = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self._ask()
+        if self._asking:
+            self._ask()
 
     def _ask(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(next(self._bodies))
+
+    def resume(self) -> None:
+        """Ask, and go on asking."""
+        self._asking, self._rested = True, None
+        self._ask()
+
+    def rest(self) -> asyncio.Future[None]:
+        """Ask no more; done when the request under way is answered."""
+        self._asking = False
+        self._rested = asyncio.get_running_loop().create_future()
+        return self._rested
+
+    def stop(self) -> None:
+        """Close: now if nothing is under way, else behind its answer."""
+        self.stopping = True
+        if not self._asking:
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -99,10 +120,12 @@ class Client(asyncio.Protocol):
         self.answered += 1
         if self.stopping:
             self._transport.close()
-        elif self._parser.should_keep_alive():
-            self._ask()
-        else:
+        elif not self._parser.should_keep_alive():
             self._fail("the connection was not kept alive")
+        elif self._asking:
+            self._ask()
+        elif self._rested is not None:
+            self._rested.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._done.done():
@@ -127,12 +150,13 @@ class Load:
         self._clients: list[Client] = []
         self._ends: list[asyncio.Future[None]] = []
 
-    async def start(self) -> None:
+    async def start(self, *, asking: bool = True) -> None:
+        """Connect. asking: and ask at once; else nothing is sent before `burst`."""
         loop = asyncio.get_running_loop()
         for _ in range(self._connections):
             end: asyncio.Future[None] = loop.create_future()
             _, client = await loop.create_connection(
-                lambda end=end: Client(self._bodies, end), "127.0.0.1", self._port
+                partial(Client, self._bodies, end, asking), "127.0.0.1", self._port
             )
             self._clients.append(client)
             self._ends.append(end)
@@ -148,9 +172,28 @@ class Load:
             if end.done():
                 end.result()
 
+    async def burst(self, seconds: float) -> int:
+        """Ask for so long, then wait for what is under way; the number of answers.
+
+        Nothing is in flight before or behind it: all that was asked in it was answered in it.
+        """
+        before = self.answered
+        for client in self._clients:
+            client.resume()
+        await self.run_for(seconds)
+        rested = asyncio.gather(*(client.rest() for client in self._clients))
+        ends: list[asyncio.Future[Any]] = [*self._ends, rested]
+        await asyncio.wait(ends, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        for end in self._ends:
+            if end.done():
+                end.result()
+        if not rested.done():
+            raise BadAnswerError("a request was not answered within 30 s")
+        return self.answered - before
+
     async def stop(self) -> None:
         for client in self._clients:
-            client.stopping = True
+            client.stop()
         await asyncio.wait_for(asyncio.gather(*self._ends), timeout=30)
 
 
