@@ -41,6 +41,7 @@ from warmlane.router.types import (
     ReplicaState,
     Request,
 )
+from warmlane.router.zones import ZonePairs
 
 # Golden-ratio steps spread successive numbers evenly over 64 bits: ties are broken fairly where
 # the caller brings no randomness.
@@ -116,6 +117,8 @@ class Router:
         self.metrics = Metrics()
         self.pools: dict[str, Pool] = {}
         self.lanes: dict[str, Lane] = {}
+        requests, hits = self.metrics.requests, self.metrics.hits
+        self.zones = self.metrics.zones = ZonePairs(requests, hits, self.pools, config.zone)
         self._clock = clock
         self._turn = 0
         # Called when `release` has something to do: somebody waits, and room may have come up.
@@ -165,7 +168,9 @@ class Router:
                 new.append(self._lane(config, pool_config, where, number))
             elif config.zone != self.config.zone or lane.needs_parts(pool_config):
                 parts[pool_config.name] = build_parts(pool_config, where)
-        for pool_config in config.pools:  # from here on nothing can fail
+        # From here on nothing can fail.
+        self.zones.follow(config.zone)
+        for pool_config in config.pools:
             lane = self.lanes.get(pool_config.name)
             if lane is not None:
                 lane.follow(pool_config, parts.get(pool_config.name), config.zone)

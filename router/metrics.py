@@ -30,6 +30,7 @@ from warmlane.router.metrics_table import (
     Family,
 )
 from warmlane.router.types import Kind
+from warmlane.router.zones import ZonePairs
 
 __all__ = [
     "FAMILIES",
@@ -83,6 +84,7 @@ class Metrics:
         "transport_stats",
         "upstream_connections",
         "version",
+        "zones",
     )
 
     def __init__(self) -> None:
@@ -108,6 +110,7 @@ class Metrics:
         self.transport_stats: Callable[[], Mapping[str, float]] = dict
         self.loop_lag = 0.0
         self.loop_lag_max = 0.0
+        self.zones: ZonePairs | None = None  # set by the Router
         self.renderer: Callable[[], Iterable[bytes]] | None = None  # see metrics_export.attach
 
     # Hot path ---------------------------------------------------------------------------------
@@ -259,8 +262,13 @@ class Metrics:
         """Set a gauge of `FAMILIES` that a feed tells; its labels are bounded by the config."""
         self.gauges.setdefault(family, {})[labels] = value
 
-    def forget(self, pool: str, replica: str) -> None:
-        """Drop all series of a removed replica, so that churn does not grow the exposition."""
+    def forget(self, pool: str, replica: str, zone: str = "") -> None:
+        """Drop all series of a removed replica, so that churn does not grow the exposition.
+
+        zone: where it was; its zone keeps what it counted.
+        """
+        if self.zones is not None:
+            self.zones.leaves(pool, replica, zone)
         self.hits.pop((pool, replica), None)
         pair = (pool, replica)
         for key in [key for key in self.requests if key[:2] == pair]:

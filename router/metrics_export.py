@@ -111,6 +111,8 @@ class RouterCollector(Collector):
         self._own: dict[str, Callable[[], Samples]] = {
             "warmlane_requests_total": self._requests,
             "warmlane_hit_error_tokens_total": self._hit_errors,
+            "warmlane_zone_requests_total": lambda: self._zones(0),
+            "warmlane_zone_prompt_tokens_total": lambda: self._zones(1),
             "warmlane_leaked_tickets_total": lambda: [((), metrics.leaked)],
             "warmlane_limits_reached_total": self._limits,
             "warmlane_replicas": self._states,
@@ -185,6 +187,13 @@ class RouterCollector(Collector):
             for labels, cell in self.metrics.hits.items()
             for sign, index in (("over", over), ("under", over + 1))
         ]
+
+    def _zones(self, at: int) -> Samples:
+        zones = self.metrics.zones
+        if zones is None:
+            return []
+        sums = zones.look() if at == 0 else zones.sums  # the second family of a scrape
+        return [(labels, cell[at]) for labels, cell in sums.items()]
 
     def _limits(self) -> Samples:
         samples: Samples = list(self.metrics.counts["warmlane_limits_reached_total"].items())

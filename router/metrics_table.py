@@ -30,6 +30,7 @@ class Family(NamedTuple):
 
 
 _R = PER_REPLICA = ("pool", "replica")
+_ZONES = ("pool", "router_zone", "replica_zone", "in_zone")
 
 FAMILIES: Final = (
     # Counters and histograms of the hot path
@@ -55,6 +56,11 @@ FAMILIES: Final = (
            "Absolute difference of predicted and actual hit tokens; sign is over or under."),
     Family("warmlane_token_requests_total", "counter", ("pool", "result"),
            "Requests whose token ids were wanted, by what became of them."),
+    Family("warmlane_zone_requests_total", "counter", _ZONES,
+           "Requests answered by zone of router and replica; in_zone is yes, no or unknown."
+           " Absent while no zone is known."),
+    Family("warmlane_zone_prompt_tokens_total", "counter", _ZONES,
+           "Prompt tokens of these requests, as in warmlane_prompt_tokens_total."),
     Family("warmlane_retries_total", "counter", ("pool", "reason"),
            "Requests moved to the next choice of their decision before the first byte."),
     Family("warmlane_ejections_total", "counter", ("pool", "replica", "reason"),

@@ -64,6 +64,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.adapters", 3),
     ("warmlane.router.adapters_*", 3),
     ("warmlane.router.pace", 3),
+    ("warmlane.router.zones", 3),
     ("warmlane.router.foreign", 3),
     ("warmlane.router.share", 4),
     ("warmlane.router.record", 4),

@@ -196,8 +196,9 @@ class Membership:
 
     def _remove(self, name: str, now: float, how: str) -> None:
         self.leaving.pop(name, None)
-        if self.pool.remove(name, now):
-            self.metrics.forget(self.pool.name, name)
+        replica = self.pool.by_name(name)
+        if replica is not None and self.pool.remove(name, now):
+            self.metrics.forget(self.pool.name, name, replica.spec.zone)
             log.info("event=replica_removed pool=%s replica=%s how=%s", self.pool.name, name, how)
 
     def _say(self, name: str, why: str) -> None:

@@ -11,6 +11,7 @@ from warmlane.router.metrics import FAMILIES, Metrics
 from warmlane.router.metrics_export import RouterCollector, attach
 from warmlane.router.pool import Pool
 from warmlane.router.types import Doubt, LoadSnapshot, ModelList, ReplicaSpec, ReplicaState
+from warmlane.router.zones import ZonePairs
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -88,7 +89,9 @@ def metrics() -> Metrics:
 
 
 def collector(metrics: Metrics, pool: Pool) -> RouterCollector:
-    return attach(metrics, {"chat": pool}, lambda name: (12, 3456), lambda: 100.0)
+    pools = {"chat": pool}
+    metrics.zones = ZonePairs(metrics.requests, metrics.hits, pools, "a")
+    return attach(metrics, pools, lambda name: (12, 3456), lambda: 100.0)
 
 
 def value(series: Series, name: str, **labels: str) -> float:
