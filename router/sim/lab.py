@@ -26,7 +26,7 @@ from warmlane.router.errors import NoReplica, RouterError
 from warmlane.router.lane import Prepared
 from warmlane.router.prefix import PrefixKey
 from warmlane.router.sim.chance import Chance
-from warmlane.router.sim.lab_routers import Seat, seats
+from warmlane.router.sim.lab_routers import Doors, Seat, seats
 from warmlane.router.sim.lab_run import Done, LabOptions, Run
 from warmlane.router.sim.lab_world import (
     BLOCK_TOKENS,
@@ -54,7 +54,10 @@ POOL = "lab"
 class _Live:
     """A request on its way."""
 
-    __slots__ = ("arrived", "first", "hit", "index", "keys", "seat", "session", "slot", "ticket")
+    __slots__ = (
+        *("arrived", "away", "first", "hit", "index", "keys", "seat", "session", "slot"),
+        "ticket",
+    )
 
     def __init__(self, session: Session, index: int, arrived: float, seat: Seat) -> None:
         self.session = session
@@ -65,6 +68,7 @@ class _Live:
         self.ticket = -1
         self.slot = -1
         self.hit = 0
+        self.away = False
         self.keys = array("Q")
 
 
@@ -94,9 +98,11 @@ class Lab:
         view = "approximate" if options.view == "exact" else options.view
         index = Index(block_tokens=BLOCK_TOKENS, view=view, max_bytes=0)  # type: ignore[arg-type]
         exact = options.view == "exact"
-        zone = options.zones[0] if options.zones else ""
-        config = Config(pools=[pool], index=index, zone=zone, admission=options.admission)
-        self.seats = seats(config, options.routers, options.share_s, prefixes=not exact)
+        config = Config(pools=[pool], index=index, admission=options.admission)
+        self.seats = seats(
+            config, options.routers, options.share_s, prefixes=not exact, zones=options.zones
+        )
+        self._doors = Doors(self.seats, self._chance)
         self.blocks = [
             max(2, (options.kv_tokens or timing.kv_tokens) // BLOCK_TOKENS) for timing in fleet
         ]
@@ -172,6 +178,7 @@ class Lab:
             busy_s=[each["busy_s"] for each in counters],
             preemptions=int(sum(each["preemptions"] for each in counters)),
             makespan_s=fleet.now,
+            zones=len(set(self.options.zones)) > 1,
             tier_hits=int(sum(each["tier_hits"] for each in counters)),
         )
 
@@ -190,7 +197,7 @@ class Lab:
             self._skipped += 1
             self._open -= 1
             return
-        live = _Live(session, index, now, self._seat())
+        live = _Live(session, index, now, self._doors.seat(session.name))
         live.keys = block_keys(turn.runs, self._ratio, turn.prompt // BLOCK_TOKENS)
         self._send(live, now)
 
@@ -257,9 +264,9 @@ class Lab:
         for each in seat.watchers:
             each.began(live.slot, live.keys)
         seat.router.sent(live.ticket, live.slot, now)
-        zones, away_s = self.options.zones, 0.0
-        if zones and zones[live.slot % len(zones)] != zones[0]:
-            away_s = self.options.cross_zone_s
+        zones = self.options.zones
+        live.away = bool(zones) and zones[live.slot % len(zones)] != seat.zone
+        away_s = self.options.cross_zone_s if live.away else 0.0
         self._at(now + self.options.front_s + away_s, partial(self._enter, live))
 
     def _enter(self, live: _Live, now: float) -> None:
@@ -295,6 +302,7 @@ class Lab:
                 turn.output,
                 live.hit,
                 live.slot,
+                live.away,
             )
         )
         outcome = Outcome(
@@ -307,11 +315,6 @@ class Lab:
             return
         think_s = min(live.session.turns[index].think_s, self.options.think_cap_s)
         self._at(now + think_s, partial(self._arrive, live.session, index))
-
-    def _seat(self) -> Seat:
-        """The router of the next request."""
-        many = len(self.seats)
-        return self.seats[0] if many == 1 else self.seats[self._chance.bits() % many]
 
     def _tell(self, seat: Seat, now: float) -> None:
         """A message of one router to all others."""

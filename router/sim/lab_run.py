@@ -18,10 +18,10 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     router ([]: 1). kv_tokens: KV cache of each, 0: the preset's. rate: arrivals come that many
     times faster. view: what the router knows of the caches. kv_scale: the router's belief of the
     cache size over the truth. scrape_s: between two scrapes; view_lag_s: by which cache events are
-    late (exact view). tier_tokens: host memory behind each KV cache. zones: of the replicas, in
-    turn; the routers are in the first one, and a request to another one is cross_zone_s longer
-    under way. front_s: from the router into an engine's queue. routers: that many before one fleet,
-    each request through one of them by chance. share_s: time between two messages of one, 0: they
+    late (exact view). tier_tokens: host memory behind each KV cache. zones: of the replicas and
+    of the routers, in turn; a session keeps to the routers of one zone, and a request to another
+    one is cross_zone_s longer under way. front_s: from the router into an engine's queue. routers:
+    that many before one fleet, each request through one of them by chance. share_s: time between two messages of one, 0: they
     know nothing of each other; a message is under way for share_lag_s. admission: of the routers. A
     client that is refused asks again when it was told to, for patience_s after it first asked; its
     times count from there. named: its requests carry the session's id.
@@ -51,8 +51,8 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     named: bool = True
 
 
-class Done(msgspec.Struct, frozen=True, gc=False):
-    """One answered request; times in seconds, lengths in tokens."""
+class Done(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One answered request; times in seconds, lengths in tokens. away: in another zone."""
 
     at: float
     ttft: float
@@ -62,10 +62,12 @@ class Done(msgspec.Struct, frozen=True, gc=False):
     output: int
     predicted: int
     slot: int
+    away: bool = False
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run brought. fallbacks: decisions for which the policy's own advice failed.
+    """What a run brought. zones: there are some. fallbacks: decisions for which the policy's own
+    advice failed.
     refused, queued: times that admission said no, or not yet.
     tier_hits: tokens loaded from the slower tier (all requests).
     """
@@ -81,3 +83,4 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     tier_hits: int = 0
     refused: int = 0
     queued: int = 0
+    zones: bool = False

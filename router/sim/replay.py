@@ -158,7 +158,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--tier-tokens", type=int, default=0, metavar="TOKENS", help="host memory behind a KV cache"
     )
-    add("--zones", default="", metavar="A,B", help="zones of the replicas, the router's first")
+    add("--zones", default="", metavar="A,B", help="of replicas and routers, in turn")
     add("--event-lag", type=float, default=0.0, metavar="S", help="of cache events (exact view)")
     add("--scrape-interval", type=float, default=1.0, metavar="S", help="of the engines' metrics")
     add("--json", type=Path, metavar="FILE", help="write everything as JSON")

@@ -35,7 +35,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     the SLO. skipped: sessions that ended at a prompt no replica can hold. fallbacks: decisions
     for which the policy's own advice failed. tier_hit_tokens: of the hits, those loaded from a
     slower tier (of all requests, also those before `since_s`). spread: busy time of the busiest
-    replica over the mean. curve: TTFT at equal steps of the share of requests.
+    replica over the mean. in_zone: share that was answered in its router's zone, None
+    where there is but one. curve: TTFT at equal steps of the share of requests.
     """
 
     requests: int
@@ -55,6 +56,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     makespan_s: float
     curve: tuple[float, ...]
     tier_hit_tokens: int = 0
+    in_zone: float | None = None
 
     @property
     def hit(self) -> float:
@@ -90,6 +92,7 @@ def figures(run: Run, slo: Slo, since_s: float = 0.0) -> Figures:
         preemptions=run.preemptions,
         makespan_s=run.makespan_s,
         tier_hit_tokens=run.tier_hits,
+        in_zone=1.0 - sum(each.away for each in done) / (len(done) or 1) if run.zones else None,
         curve=tuple(ordered[last * i // _CURVE] for i in range(_CURVE + 1)) if ordered else (),
     )
 
@@ -138,6 +141,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     e2e_ratio: Interval | None
     curve: tuple[float, ...]
     samples: list[Figures]
+    in_zone: float | None = None
 
 
 def _mean_spread(spreads: Sequence[Spread]) -> Spread:
@@ -152,6 +156,7 @@ def summarise(found: Mapping[str, Sequence[Figures]]) -> list[Summary]:
     for policy, samples in found.items():
         count = len(samples)
         curves = [each.curve for each in samples if each.curve]
+        zones = [each.in_zone for each in samples if each.in_zone is not None]
         summaries.append(
             Summary(
                 policy=policy,
@@ -175,6 +180,7 @@ def summarise(found: Mapping[str, Sequence[Figures]]) -> list[Summary]:
                 ),
                 curve=tuple(sum(at) / len(curves) for at in zip(*curves, strict=True)),
                 samples=list(samples),
+                in_zone=sum(zones) / len(zones) if zones else None,
             )
         )
     return summaries
@@ -192,7 +198,9 @@ def rows(summaries: Sequence[Summary]) -> list[list[str]]:
     """The table, its head first, as text."""
     reference = summaries[0].policy
     head = ["policy", "hit", "TTFT mean", "p50", "p90", "p99", "TPOT ms", "p99", "E2E mean", "p50"]
-    head += ["p90", "p99", "goodput", "max/mean", "failed", f"TTFT / {reference}"]
+    zones = any(each.in_zone is not None for each in summaries)
+    head += ["p90", "p99", "goodput", "max/mean", *["in zone"] * zones, "failed"]
+    head.append(f"TTFT / {reference}")
     table = [head]
     for each in summaries:
         ttft, e2e = each.ttft, each.e2e
@@ -200,7 +208,10 @@ def rows(summaries: Sequence[Summary]) -> list[list[str]]:
         line += [f"{value:.3f}" for value in (ttft.mean, ttft.p50, ttft.p90, ttft.p99)]
         line += [f"{1000 * each.tpot.mean:.1f}", f"{1000 * each.tpot.p99:.1f}"]
         line += [f"{value:.2f}" for value in (e2e.mean, e2e.p50, e2e.p90, e2e.p99)]
-        line += [f"{each.goodput:.1%}", f"{each.spread:.2f}", str(each.failed)]
+        line += [f"{each.goodput:.1%}", f"{each.spread:.2f}"]
+        if zones:
+            line.append("-" if each.in_zone is None else f"{each.in_zone:.1%}")
+        line.append(str(each.failed))
         table.append([*line, _between(each.ttft_ratio)])
     return table
 

@@ -125,6 +125,22 @@ def test_requests_to_another_zone_are_longer_under_way() -> None:
         assert other - one == pytest.approx(delay, abs=0.02)
 
 
+def test_sessions_keep_to_the_routers_of_their_zone_and_what_leaves_it_is_told() -> None:
+    """Two routers, a zone each: the default stays where it is, round robin half the time."""
+    here = run("default", zones=("a", "b"), routers=2)
+    blind = run("round-robin", zones=("a", "b"), routers=2)
+    shares = [figures(found, Slo()).in_zone for found in (here, blind)]
+    assert shares[0] is not None and shares[1] is not None
+    assert shares[0] >= 0.95 > 0.6 > shares[1] > 0.4
+    assert {done.away for done in blind.done} == {False, True}
+    assert figures(run("default", zones=("a",), routers=2), Slo()).in_zone is None
+    assert run("default", zones=("a", "b"), routers=2) == here
+    # What is away is later by the way there, however the queue is.
+    far = run("round-robin", zones=("a", "b"), routers=2, cross_zone_s=0.5)
+    assert min(done.ttft for done in far.done if done.away) > 0.5
+    assert min(done.ttft for done in far.done if not done.away) < 0.1
+
+
 def test_after_a_failure_a_late_view_believes_in_an_empty_cache() -> None:
     changes = tuple(Change(at_s=at, slot=slot, what="fail") for at in (5.0, 9.0) for slot in (0, 1))
     found = run("default", view="exact", view_lag_s=0.5, changes=changes)
