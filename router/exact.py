@@ -31,8 +31,9 @@ from warmlane.router.types import LoadSnapshot, Request
 log = logging.getLogger("warmlane.view")
 
 # A prompt's blocks are reported about 4 ms after the step that computed them (9 ms at p95 on a
-# loaded machine, measured on vLLM 0.32); until then they count as there.
-SETTLE_S: Final = 0.5
+# loaded machine, measured on vLLM 0.32); until then, and no longer than this, they count as there.
+# A small cache may have lost them again soon after.
+SETTLE_S: Final = 0.1
 # Whoever waits longer for a first token no longer promises anything.
 EXPECT_S: Final = 60.0
 # Below this share of promises kept a view is wrong rather than unlucky, as for the watchdog.
@@ -287,8 +288,28 @@ class ExactView:
     def settled(self, ticket: int, now: float) -> None:
         """First token or end: the engine has told, or will at once."""
         soon = self._soon.pop(ticket, None)
-        if soon is not None and soon.keys is not None:
+        if soon is None or soon.keys is None:
+            return
+        if self._told(soon):
+            self._take_back(soon)
+        else:
             self._due.append((now + SETTLE_S, soon))
+
+    def expire(self, now: float) -> None:
+        """Promises end that are over, or that events have made facts since: a fact can be gone."""
+        while self._due and (self._due[0][0] <= now or self._told(self._due[0][1])):
+            self._take_back(self._due.popleft()[1])
+        while self._overdue and self._overdue[0][0] <= now:
+            self._take_back(self._overdue.popleft()[1])
+
+    def _told(self, soon: _Soon) -> bool:
+        """Events have reported every block that the ticket brings."""
+        keys, slot = soon.keys, soon.slot
+        if keys is None:
+            return True
+        gpu, cpu, far = self._columns[:3]
+        self.tree.match(keys, gpu, cpu, far)
+        return slot >= len(gpu) or gpu[slot] == len(keys)
 
     def keep_only(self, tickets: Container[int], now: float) -> None:
         """Tickets that went by age bring nothing: nobody tells their end."""
@@ -323,9 +344,7 @@ class ExactView:
 
     def maintain(self, now: float, budget_us: int) -> bool:
         """Sweeps, and promises that are over; True while work remains."""
-        for queue in (self._due, self._overdue):
-            while queue and queue[0][0] <= now:
-                self._take_back(queue.popleft()[1])
+        self.expire(now)
         remains = self.tree.maintain(budget_us)
         return self._ahead.maintain(budget_us) or remains
 

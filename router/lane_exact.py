@@ -174,6 +174,7 @@ class ExactLane(Lane):
     def decide(self, prepared: Prepared, now: float, rand: int) -> Decision:
         view = self.mixed
         if self._uses_view:
+            view.exact.expire(now)
             view.find(prepared.key, prepared.request, prepared.target.adapter)
         found = view.found
         try:

@@ -20,7 +20,7 @@ from .vllm.engines import fetch
 from .vllm.fleet import Fleet, until
 from .vllm.router import Router
 from .vllm.talks import Asked, Asker, Talk, talks
-from .vllm.verdicts import EXCEPTIONS, HEAD, Tally, tally, verdict
+from .vllm.verdicts import EXCEPTIONS, HEAD, Tally, evidence, tally, verdict
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -62,7 +62,7 @@ class Run:
             if row.view == "exact" and verdict(row, self.fleet.witness) not in ("equal", "within")
         ]
         self.notes.append(f"{fault}: trusted after {healed:.2f} s")
-        assert wrong == [], fault
+        assert wrong == [], (fault, [evidence(row, self.fleet.witness) for row in wrong])
         assert sum(row.view == "exact" for row in again) >= len(again) / 2, fault
 
     def show(self) -> str:
@@ -75,9 +75,10 @@ class Run:
     def judge(self) -> None:
         judged = sum(each.judged for each in self.tallies)
         right = sum(each.right for each in self.tallies)
-        assert right >= LEAST_RIGHT * judged
-        over = [row for each in self.tallies for row in each.wrong if row.error > 0]
-        assert over == []  # nothing is promised beyond a block
+        wrong = [row for each in self.tallies for row in each.wrong]
+        told = "\n".join(evidence(row, self.fleet.witness) for row in wrong)
+        assert right >= LEAST_RIGHT * judged, told
+        assert not any(row.error > 0 for row in wrong), told  # nothing beyond a block
         assert all(each.told == each.requests for each in self.tallies)
         for each in self.tallies:
             every = sum(each.exact.values())

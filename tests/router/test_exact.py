@@ -6,6 +6,7 @@ from array import array
 from typing import Any
 
 import msgspec
+import pytest
 
 from warmlane.router.config import Config, Index, PoolConfig
 from warmlane.router.core import Router
@@ -33,6 +34,12 @@ def stored(tokens: list[int], size: int = 4, *, first: int = 0, medium: str = "G
         "lora_name": None,
     }
     return pack([0.0, [event], 0])
+
+
+def removed(tokens: list[int], size: int = 4) -> bytes:
+    """The same blocks leave, the last one first."""
+    names = [hash(tuple(tokens[:end])) % 2**64 for end in range(len(tokens), 0, -size)]
+    return pack([0.0, [{"type": "BlockRemoved", "block_hashes": names, "medium": "GPU"}], 0])
 
 
 CLEARED = pack([0.0, [{"type": "AllBlocksCleared"}], 0])
@@ -169,6 +176,23 @@ def test_blocks_under_way_count_until_they_are_told() -> None:
     fleet.router.maintain(fleet.now)
     assert fleet.rows()["r1"] == ("exact", 0), "it never told: not there"
     fleet.router.close(ticket, Outcome(), fleet.now)
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+def test_a_block_that_was_told_and_left_again_is_promised_no_more(told_first: bool) -> None:
+    """A small cache evicts within moments what it has just computed."""
+    fleet = Fleet()
+    fleet.hear(0, stored([1, 2, 3, 4]))
+    ticket = fleet.send(0)
+    if told_first:
+        fleet.hear(0, stored(PROMPT))
+    fleet.router.close(ticket, Outcome(), fleet.now)
+    if not told_first:
+        assert fleet.rows()["r0"] == ("exact", 36), "it is about to be told"
+        fleet.hear(0, stored(PROMPT))
+        fleet.router.close(fleet.send(1), Outcome(), fleet.now)  # any decision looks
+    fleet.hear(0, removed(PROMPT))
+    assert fleet.rows()["r0"] == ("exact", 0)
 
 
 def test_what_is_under_way_moves_with_its_request() -> None:

@@ -47,6 +47,21 @@ def verdict(row: Asked, witness: Witness) -> str:
     return "arrived" if witness.stored(row.replica, new, since, until) else "under"
 
 
+def evidence(row: Asked, witness: Witness) -> str:
+    """One line on a wrong prediction: the block at which truth and prediction part, and when it
+    came (+) and left (-), in seconds after the request was sent."""
+    assert row.cached is not None
+    block = chain(row.ids, row.adapter, row.salt)[min(row.cached, row.predicted) // BLOCK_TOKENS]
+    when = " ".join(
+        f"{'+' if each.stored else '-'}{each.ts - row.sent:.3f}"
+        for each in witness.history(row.replica, block)
+    )
+    return (
+        f"{row.phase}, {row.talk} ({row.adapter or 'base'}, salt {row.salt or 'none'}): predicted "
+        f"{row.predicted}, cached {row.cached}, took {row.done - row.sent:.3f} s, block: {when}"
+    )
+
+
 @dataclass
 class Tally:
     """One phase's requests. exact: those decided by the exact view, which alone are judged;

@@ -140,6 +140,11 @@ class Witness:
         """Did it leave?"""
         return self._happened(replica, block, since, until, stored=False)
 
+    def history(self, replica: str, block: bytes) -> list[Happening]:
+        """Whenever it came and left."""
+        with self._lock:
+            return list(self.engines[replica].log.get(block, ()))
+
     def cleared(self, replica: str, since: float, until: float) -> bool:
         """Did everything?"""
         with self._lock:
