@@ -3,7 +3,8 @@
 For a gateway that shows the start of a body and not the rest of it: what is open is closed where
 it was cut, and what cannot be told is left out: a key without its value, half a number, half an
 escape, half a character. A string is cut short only where its start means something by itself:
-inside of messages and the like, and as one of `_TEXTS`; half a model's name is not a name.
+inside of an array or object, as in messages, and as one of `_TEXTS`; half a model's name is not a
+name.
 
 Bounded by `most` bytes and `_STEPS` steps; the bytes beyond are not looked at. Cost: 0.8 us for a
 string, number or mark of JSON: 0.4 ms for 16 KB of short messages, 4 ms at most.

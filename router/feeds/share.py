@@ -12,6 +12,7 @@ Cost: about 60 us of CPU for an own message, 60 us for one that is heard.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -86,18 +87,21 @@ class ShareFeed:
     async def _exchange(self) -> None:
         """Until an error of either connection."""
         self._publisher = publisher = self._open()
-        listener = self._open()
-        channel = listener.pubsub()
-        try:
+        # Each of them is closed even if closing another one fails, or is cancelled meanwhile.
+        async with contextlib.AsyncExitStack() as ends:
+            ends.push_async_callback(self._end, publisher)
+            listener = self._open()
+            ends.push_async_callback(listener.aclose)
+            channel = listener.pubsub()
+            ends.push_async_callback(channel.aclose)
             await channel.subscribe(self._channel)
             await self._rounds(publisher, channel)
-        finally:
-            # Cancelled by `close`, which still needs the publisher.
-            await channel.aclose()  # type: ignore[no-untyped-call]
-            await listener.aclose()
-            if not _cancelling():
-                self._publisher = None
-                await publisher.aclose()
+
+    async def _end(self, publisher: redis.Redis) -> None:
+        """Cancelled by `close`, which still needs the publisher: then it stays."""
+        if not _cancelling():
+            self._publisher = None
+            await publisher.aclose()
 
     async def _rounds(self, publisher: redis.Redis, channel: PubSub) -> None:
         clock, interval_s = self._clock, self._settings.interval_s
