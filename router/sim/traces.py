@@ -9,6 +9,7 @@ Formats (the README beside the traces describes them; none of the data is part o
   agentic_*.jsonl             coding-agent sessions ("Weka" traces): 64-token blocks, delta form
   agent_miniswe*, taubench_*  agent trajectories: 16-token blocks, delta form
   azure_llm_*.csv             Azure LLM inference trace: time stamps and lengths, nothing shared
+  qwen_*.jsonl                Qwen-Bailian usage traces (bailian_trace): 16-token blocks
   servegen_*.csv              ServeGen client statistics: arrivals and lengths, nothing shared
   record*                     what `--record` of serve and ext-proc wrote (record_trace)
 Any of them may be gzip-compressed.
@@ -26,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from warmlane.router.sim import record_trace
+from warmlane.router.sim import bailian_trace, record_trace
 from warmlane.router.sim.chance import Chance
 from warmlane.router.sim.trace_types import Runs, Session, TraceError, Turn, Workload, compress
 
@@ -302,6 +303,11 @@ def _unshared(path: Path, lengths: list[tuple[float, int, int]], size: int, note
     return Workload(name=_name(path), block_size=size, sessions=tuple(sessions), note=note)
 
 
+def _bailian(path: Path, seed: int) -> Workload:
+    del seed  # nothing is left open
+    return bailian_trace.trace(_rows(path), _name(path))
+
+
 def _record(path: Path, seed: int) -> Workload:
     del seed  # nothing is left open
     return record_trace.trace(record_trace.read(path), _name(path))
@@ -314,12 +320,14 @@ LOADERS: dict[str, Callable[[Path, int], Workload]] = {
     "taubench": _trajectories,
     "azure_llm": _azure,
     "servegen": _servegen,
+    "qwen": _bailian,
     "record": _record,
 }
 
 # What only the first line of one format holds; in this order.
 _MARKS = {
     '"warmlane_record"': "record",
+    '"parent_chat_id"': "qwen",
     '"hash_ids"': "mooncake",
     '"tool_tokens"': "agentic",
     '"keep"': "agent_miniswe",

@@ -137,6 +137,38 @@ def test_servegen_draws_from_the_busiest_window(tmp_path: Path) -> None:
     assert load(path) == workload
 
 
+CHATS = [
+    {"chat_id": 7, "parent_chat_id": -1, "timestamp": 5.0, "input_length": 40,
+     "output_length": 100, "type": "text", "turn": 1, "hash_ids": [1, 2, 3]},
+    {"chat_id": 9, "parent_chat_id": 8, "timestamp": 6.0, "input_length": 33,
+     "output_length": 0, "type": "search", "turn": 4, "hash_ids": [1, 2]},
+    {"chat_id": 8, "parent_chat_id": 7, "timestamp": 12.0, "input_length": 80,
+     "output_length": 10, "type": "text", "turn": 2, "hash_ids": [1, 2, 9, 10, 11]},
+]  # fmt: skip
+
+
+def test_requests_of_bailian_chats_follow_each_other(tmp_path: Path) -> None:
+    """A chat whose beginning is not there begins with what is; a tail without an id is its own."""
+    rows = [json.dumps(row) for row in CHATS]
+    for name in ("qwen_traceA_blksz_16.jsonl", "renamed.jsonl"):
+        path = write(tmp_path / name, *rows)
+        whole, late = load(path).sessions
+        assert (whole.name, whole.start_s, late.name, late.start_s) == ("7", 5.0, "9", 6.0)
+        assert [turn.prompt for turn in whole.turns] == [40, 80]
+        assert [turn.at_s for turn in whole.turns] == [0.0, 7.0]
+        assert whole.turns[1].think_s == pytest.approx(7.0 - 100 * 0.03)
+        assert late.turns[0].output == 1
+        (first, second), ((third, last, tail),) = blocks(path)[0], blocks(path)[1]
+        assert (first, second) == ([1, 2, 3], [1, 2, 9, 10, 11])
+        assert (third, last) == (1, 2) and tail > 1 << 60
+
+
+def test_the_made_up_sample_of_bailian_is_one() -> None:
+    workload = load(Path(__file__).parents[2] / "examples" / "qwen_made_up_blksz_16.jsonl")
+    assert (len(workload.sessions), workload.requests) == (24, 45)
+    assert 0.4 < describe(workload).shared < 0.9
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -146,6 +178,9 @@ def test_servegen_draws_from_the_busiest_window(tmp_path: Path) -> None:
         ("mooncake_x.jsonl", "{}", "not the expected format"),
         ("taubench_x.jsonl", '{"session":"a","requests":[{"in":1,"out":1,"keep":3,"add":[]}]}',
          "keep 3"),
+        ("qwen_x.jsonl", '{"chat_id":1,"parent_chat_id":-1,"timestamp":0,"input_length":64,'
+         '"output_length":1,"hash_ids":[1,2]}', "chat_id 1: 2 blocks"),
+        ("qwen_x.jsonl", '{"chat_id":1,"parent_chat_id":-1}', "not the expected format"),
         ("azure_llm_x.csv", "TIMESTAMP,ContextTokens,GeneratedTokens", "empty"),
         ("servegen_x.csv", "client,rate_rps", "empty"),
     ],
