@@ -1,20 +1,27 @@
 """The typed face of external processing messages: names for kinds and modes, and rare answers.
 
-The wire itself is `_core.proc_wire`, which the session calls directly; here is what is put together
-once (constants) or seldom (refusals, mode overrides).
+The wire itself is `_core.proc_wire` and `_core.proc_answer`; here is what is put together once
+(constants) or seldom (refusals, mode overrides).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from warmlane._core.proc_answer import (
+    PIECE_BYTES,
+    answer,
+    immediate,
+    pieces,
+    remove_header,
+    set_header,
+)
 from warmlane._core.proc_wire import (
     BUFFERED,
     BUFFERED_PARTIAL,
     FULL_DUPLEX,
     GRPC,
     NONE,
-    PIECE_BYTES,
     REQUEST_BODY,
     REQUEST_HEADERS,
     REQUEST_TRAILERS,
@@ -24,12 +31,7 @@ from warmlane._core.proc_wire import (
     STREAMED,
     Received,
     WireError,
-    answer,
-    immediate,
-    pieces,
     receive,
-    remove_header,
-    set_header,
 )
 from warmlane.router.errors import NoReplica, RouterError
 from warmlane.router.problems import problem

@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
 from warmlane._core.desk import Lead
-from warmlane._core.proc_course import Gate, Link
+from warmlane._core.proc_gate import Gate, Link
 from warmlane.envoy.extras import address_of
 from warmlane.envoy.messages import DESTINATION, MODES, set_header
+from warmlane.router.admission_read import header_names
 from warmlane.router.config import Config
 from warmlane.router.core import Router
 from warmlane.router.feeds.adapters import AdapterFeed
@@ -162,6 +163,7 @@ class Picker(Gate):
         self.buffered_most = config.limits.buffered_bytes
         self.text_bytes = config.limits.answer_text_bytes
         self.admission = config.admission if config.admission.enabled else None
+        self.wanted = header_names(self.admission)
 
     def ways(self, pool: str) -> Ways:
         """The ways to the replicas of a pool that decides now."""

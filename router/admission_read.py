@@ -42,6 +42,18 @@ def marked(
     return msgspec.structs.replace(request, priority=priority, tenant=tenant, wait_s=wait_s)
 
 
+def header_names(config: Admission | None) -> tuple[bytes, ...] | None:
+    """Headers that `marked` may read, for a face that keeps few of them; None: none."""
+    if config is None:
+        return None
+    found = [each.lower().encode() for each in config.deadline_headers]
+    if config.tenant == "api-key":
+        found += _KEYS
+    elif config.tenant == "header":
+        found += [each.lower().encode() for each in config.tenant_headers]
+    return tuple(found) or None
+
+
 def _tenant(headers: Mapping[bytes, bytes], body: bytes, config: Admission) -> str:
     """Whose request this is, "" for nobody's in particular."""
     if config.tenant == "none":

@@ -3,33 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from warmlane._core.expected import Expected
-from warmlane._core.leads import Leads, Picked
+from warmlane._core.leads import Picked
+from warmlane._core.proc_gate import Gate
 from warmlane._core.proc_wire import Received, WireError
-
-class Link:
-    """One replica as a stream tells of it. mutation: further fields of a HeaderMutation."""
-
-    endpoint: bytes
-    address: str
-    mutation: bytes
-    expected: Expected
-    def __init__(self, endpoint: bytes, mutation: bytes, expected: Expected) -> None: ...
-
-class Gate(Leads):
-    """What all streams of one endpoint picker share. Sizes in bytes."""
-
-    plain: bool  # courses are allowed
-    level: int
-    body_mode: int
-    unknown_kind: Any
-    body_bytes: int
-    buffered_most: int
-    buffered: int  # of bodies held by all streams
-    open: int  # streams
-    ends: dict[tuple[str, ...], int]
-    plain_requests: int  # decided by a course
-    handed_on: int  # of these, those that the Python half went on with
 
 class Course:
     """State of a stream, and its common course. What begins with _ is the Python half's."""
@@ -95,6 +71,3 @@ class Course:
         """Nobody will see the end of the open ticket."""
     def _ended(self) -> None:
         """The open ticket's end."""
-
-def _fail_allocation_after(count: int) -> None:
-    """Tests only: the allocation after `count` more of this module fails once."""

@@ -2,23 +2,22 @@
 
 Cost: 4 us a request of 4 KB at level 0, of which the decision is 2; 1 us more at level 1.
 """
-cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp
 
 from warmlane._core.desk cimport Lead, Pick, count_done, free_pick, note_decision
 from warmlane._core.leads cimport picked_of
-from warmlane._core.proc_wire cimport Received, add_pieces, make_answer, read_message
+from warmlane._core.proc_answer cimport add_pieces, make_answer
+from warmlane._core.proc_gate cimport Gate, Link
+from warmlane._core.proc_wire cimport Received, read_message
 from warmlane._core.scan cimport Plain, scan_plain
 
 from warmlane._core.proc_wire import WireError
 
 
 cdef extern from "alloc.h" nogil:
-    void *wl_malloc(size_t size_bytes)
     void wl_free(void *block)
-    void wl_alloc_fail_after(long n)
 
 cdef extern from "time.h" nogil:
     struct timespec:
@@ -59,46 +58,6 @@ cdef double monotonic() noexcept:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return now.tv_sec + now.tv_nsec * 1e-9
-
-
-@cython.final
-cdef class Link:
-    """One replica as a stream tells of it."""
-
-    def __init__(self, bytes endpoint not None, bytes mutation not None, Expected expected):
-        self.endpoint = endpoint
-        self.address = endpoint.decode()
-        self.mutation = mutation
-        self.expected = expected
-
-
-cdef class Gate(Leads):
-    """What all streams of one endpoint picker share; see proc_course.pxd."""
-
-    def __dealloc__(self):
-        while self.spares:
-            self.spares -= 1
-            free_pick(self.spare[self.spares])
-            wl_free(self.spare[self.spares])
-
-    cdef Pick *take_pick(self) except NULL:
-        cdef Pick *pick
-        if self.spares:
-            self.spares -= 1
-            return self.spare[self.spares]
-        pick = <Pick *>wl_malloc(sizeof(Pick))
-        if pick == NULL:
-            raise MemoryError
-        memset(pick, 0, sizeof(Pick))
-        return pick
-
-    cdef void give_pick(self, Pick *pick) noexcept:
-        if self.spares < SPARES:
-            self.spare[self.spares] = pick
-            self.spares += 1
-        else:
-            free_pick(pick)
-            wl_free(pick)
 
 
 cdef class Course:
@@ -150,7 +109,7 @@ cdef class Course:
         if self.status is not None:
             return
         try:
-            part = read_message(message)
+            part = read_message(message, self._picker.wanted)
         except WireError as error:
             self._unreadable(error)
             return
@@ -425,7 +384,3 @@ cdef class Course:
         self._picker.handed_on += 1
         self._adopt(picked, self.kind)
         return self.forget_pick()
-
-
-def _fail_allocation_after(long count):
-    wl_alloc_fail_after(count)

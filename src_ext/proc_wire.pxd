@@ -1,4 +1,4 @@
-"""Messages of Envoy's external processing on the wire: what is read of them, and what is answered.
+"""Messages of Envoy's external processing on the wire: what is read of them.
 
 Field numbers: envoy/service/ext_proc/v3/external_processor.proto, config/core/v3/base.proto and
 google/protobuf/struct.proto. Fields that are not named here are stepped over.
@@ -21,19 +21,20 @@ cdef class Received:
     cdef readonly list internal        # names of headers that must not reach an engine, or None
     cdef readonly list subset          # endpoints of the subset hint, or None when there is no hint
     cdef readonly str served           # by metadata, else by the attribute upstream.address; or ""
+    cdef tuple wanted                  # names of headers that are kept besides, or None
 
     cdef int read(self, const uint8_t *p, const uint8_t *end) except -1
     cdef int read_part(self, int kind, const uint8_t *data, size_t size) except -1
     cdef int read_headers(self, const uint8_t *p, const uint8_t *end) except -1
     cdef int read_header(self, const uint8_t *p, const uint8_t *end) except -1
+    cdef int keep_wanted(
+        self, const uint8_t *name, size_t name_size, const uint8_t *value, size_t value_size
+    ) except -1
     cdef int keep(self, bytes name, bytes value) except -1
     cdef int read_config(self, const uint8_t *p, const uint8_t *end) except -1
     cdef int read_metadata(self, const uint8_t *p, const uint8_t *end) except -1
     cdef int read_struct(self, const uint8_t *p, const uint8_t *end, int space) except -1
 
 
-# `receive`, `answer` and `pieces` without their checks: the kind is one that they take.
-cdef Received read_message(bytes message)
-cdef bytes make_answer(
-    int kind, bytes endpoint, long long length, bytes mutation, bytes body, bytes tail)
-cdef int add_pieces(list out, int kind, bytes body, bint last) except -1
+# `receive` without its checks.
+cdef Received read_message(bytes message, tuple wanted)

@@ -1,19 +1,16 @@
-"""External processing messages in and out. See proc_wire.pxd for the contract.
+"""External processing messages as they come. See proc_wire.pxd for the contract.
 
-Reading copies a body once and makes Python objects of the few headers that the session reads;
-nothing else of a message becomes an object. Writing goes backwards (proto_text.h). Cost: 0.5 us for
-request headers with 12 entries, 0.3 us for an answer, plus the copies of bodies.
+A body is copied once, and the few headers that the session reads become Python objects; nothing
+else of a message does. Cost: 0.5 us for request headers with 12 entries, plus the copy of a body.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport uint8_t, uint64_t
-from libc.stdio cimport snprintf
-from libc.string cimport memcpy
+from libc.stdint cimport uint8_t
+from libc.string cimport memcmp
 
 from warmlane._core.proto_text cimport (
-    WL_PB_BYTES, WL_PB_VARINT, wl_pb_field, wl_pb_is, wl_pb_next, wl_pb_put, wl_pb_put_bytes,
-    wl_pb_put_head, wl_pb_put_number, wl_pb_put_size,
+    WL_PB_BYTES, WL_PB_VARINT, wl_pb_field, wl_pb_is, wl_pb_next,
 )
 
 
@@ -22,11 +19,6 @@ cdef extern from "proc_names.h" nogil:
         WL_P_OTHER, WL_P_READ, WL_P_INTERNAL, WL_P_METHOD, WL_P_PATH, WL_P_STATUS
         WL_P_CONTENT_TYPE, WL_P_CONTENT_LENGTH
     int wl_proc_name(const uint8_t *name, size_t size)
-
-cdef extern from "alloc.h" nogil:
-    void *wl_malloc(size_t size_bytes)
-    void wl_free(void *block)
-    void wl_alloc_fail_after(long n)
 
 # Kinds of a received message, and with them of an answer (its field number is one less).
 REQUEST_HEADERS = 2
@@ -42,20 +34,14 @@ BUFFERED = 2
 BUFFERED_PARTIAL = 3
 FULL_DUPLEX = 4
 GRPC = 5
-# Answers carry at most this much body: a message then fits the 64 KiB window of an HTTP/2 stream.
-PIECE_BYTES = 62_000
 
 cdef enum:  # what a Struct is read for
     HINT, BALANCER, ATTRIBUTES
 
 cdef enum:
-    PIECE = 62_000
-    ON_STACK = 2048
     MOST_PATH = 256     # a longer one is not kept for the next head
-    OVERWRITE = 2       # HeaderAppendAction OVERWRITE_IF_EXISTS_OR_ADD
     CUT_ENDPOINTS = 4096  # entries of a subset hint that are read
 
-cdef const char *DESTINATION = "x-gateway-destination-endpoint"
 cdef const char *SUBSET_SPACE = "envoy.lb.subset_hint"
 cdef const char *SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 cdef const char *LB_SPACE = "envoy.lb"
@@ -176,6 +162,8 @@ cdef class Received:
                     value, value_size = field.data, field.size
         id = wl_proc_name(name, name_size)
         if id == WL_P_OTHER:
+            if self.wanted is not None:
+                self.keep_wanted(name, name_size, value, value_size)
             return 0
         if id == WL_P_METHOD:
             self.method = POST if wl_pb_is(value, value_size, "POST", 4) else cut(value, value_size)
@@ -197,6 +185,17 @@ cdef class Received:
                 if self.internal is None:
                     self.internal = []
                 self.internal.append(key)
+        return 0
+
+    cdef int keep_wanted(
+        self, const uint8_t *name, size_t name_size, const uint8_t *value, size_t value_size
+    ) except -1:
+        cdef bytes each
+        for each in self.wanted:
+            if <size_t> PyBytes_GET_SIZE(each) == name_size and memcmp(
+                PyBytes_AS_STRING(each), name, name_size
+            ) == 0:
+                return self.keep(each, cut(value, value_size))
         return 0
 
     cdef int keep(self, bytes name, bytes value) except -1:
@@ -328,221 +327,18 @@ cdef int status_of(const uint8_t *p, size_t size) noexcept nogil:
     return value
 
 
-def receive(bytes message not None):
-    """What a ProcessingRequest says. Raises WireError."""
-    return read_message(message)
+def receive(bytes message not None, tuple wanted=None):
+    """What a ProcessingRequest says. wanted: names of further headers to keep. Raises WireError."""
+    return read_message(message, wanted)
 
 
-cdef Received read_message(bytes message):
+cdef Received read_message(bytes message, tuple wanted):
     cdef Received found = Received.__new__(Received)
     cdef const uint8_t *p = <const uint8_t *> PyBytes_AS_STRING(message)
     found.body = found.method = NOTHING
     found.path = found.served = ""
     found.headers = NO_HEADERS
+    found.wanted = wanted
     found.request_mode = found.response_mode = -1
     found.read(p, p + PyBytes_GET_SIZE(message))
     return found
-
-
-# Answers ------------------------------------------------------------------------------------------
-
-
-cdef inline uint8_t *put_option(
-    uint8_t *at, const void *name, size_t name_size, const void *value, size_t size
-) noexcept nogil:
-    # HeaderMutation.set_headers: HeaderValueOption{header{key, raw_value}, append_action}.
-    cdef const uint8_t *behind = at
-    cdef const uint8_t *header
-    at = wl_pb_put_number(at, 3, OVERWRITE)
-    header = at
-    at = wl_pb_put_bytes(at, 3, value, size)
-    at = wl_pb_put_bytes(at, 1, name, name_size)
-    at = wl_pb_put_head(at, header, 1)
-    return wl_pb_put_head(at, behind, 1)
-
-
-cdef inline uint8_t *put_member(
-    uint8_t *at, const uint8_t *behind, const char *key, size_t size, uint8_t kind
-) noexcept nogil:
-    # Struct.fields: a map entry whose Value holds, as `kind`, the bytes from `at` to `behind`.
-    at = wl_pb_put_head(at, behind, kind)
-    at = wl_pb_put_head(at, behind, 2)
-    at = wl_pb_put_bytes(at, 1, key, size)
-    return wl_pb_put_head(at, behind, 1)
-
-
-cdef uint8_t *put_answer(
-    uint8_t *at, int field, bytes endpoint, long long length, bytes mutation, bytes body, bytes tail
-) noexcept:
-    cdef const uint8_t *behind
-    cdef const uint8_t *inner
-    cdef const char *name = PyBytes_AS_STRING(endpoint)
-    cdef size_t size = <size_t> PyBytes_GET_SIZE(endpoint)
-    cdef char digits[24]
-    cdef int count
-    at = wl_pb_put(at, PyBytes_AS_STRING(tail), PyBytes_GET_SIZE(tail))
-    if size:
-        behind = at
-        at = wl_pb_put(at, name, size)
-        at = put_member(at, behind, DESTINATION, 30, 3)
-        at = put_member(at, behind, LB_SPACE, 8, 5)
-        at = wl_pb_put_head(at, behind, 8)
-    behind = at
-    if size:
-        at = wl_pb_put_number(at, 5, 1)  # clear_route_cache
-    if body is not None:
-        inner = at
-        at = wl_pb_put_bytes(at, 1, PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body))
-        at = wl_pb_put_head(at, inner, 3)
-    inner = at
-    at = wl_pb_put(at, PyBytes_AS_STRING(mutation), PyBytes_GET_SIZE(mutation))
-    if length >= 0:
-        count = snprintf(digits, sizeof(digits), "%lld", length)
-        at = put_option(at, "content-length", 14, digits, count)
-    if size:
-        at = put_option(at, DESTINATION, 30, name, size)
-    if inner != at:
-        at = wl_pb_put_head(at, inner, 2)
-    if behind != at:
-        at = wl_pb_put_head(at, behind, 1)
-    return wl_pb_put_head(at, behind, <uint8_t> field)
-
-
-def answer(
-    int kind, bytes endpoint not None, long long length=-1, bytes mutation not None=b"",
-    bytes body=None, bytes tail not None=b"",
-):
-    """The ProcessingResponse to headers or a buffered body, with the choice where there is one.
-
-    kind: of the message that is answered. endpoint: header and `envoy.lb` metadata, equal; b"": no
-    choice, no metadata. length: the new content-length, -1 leaves it. mutation: further fields of a
-    HeaderMutation (`set_header`, `remove_header`). body: replaces a buffered one. tail: further
-    fields of the ProcessingResponse. Raises MemoryError, ValueError.
-    """
-    if not REQUEST_HEADERS <= kind <= RESPONSE_TRAILERS:
-        raise ValueError(f"no such kind: {kind}")
-    return make_answer(kind, endpoint, length, mutation, body, tail)
-
-
-cdef bytes make_answer(
-    int kind, bytes endpoint, long long length, bytes mutation, bytes body, bytes tail
-):
-    cdef size_t most = (
-        3 * PyBytes_GET_SIZE(endpoint) + PyBytes_GET_SIZE(mutation) + PyBytes_GET_SIZE(tail) + 400
-        + (0 if body is None else PyBytes_GET_SIZE(body))
-    )
-    cdef uint8_t small[ON_STACK]
-    cdef uint8_t *out = &small[0]
-    cdef uint8_t *at
-    if most > ON_STACK:
-        out = <uint8_t *> wl_malloc(most)
-        if out == NULL:
-            raise MemoryError()
-    try:
-        at = put_answer(out + most, kind - 1, endpoint, length, mutation, body, tail)
-        return cut(at, out + most - at)
-    finally:
-        if out != &small[0]:
-            wl_free(out)
-
-
-cdef bytes piece(int field, const uint8_t *data, size_t size, bint last):
-    # ProcessingResponse{BodyResponse{CommonResponse{BodyMutation{StreamedBodyResponse}}}}.
-    cdef uint8_t heads[64]
-    cdef uint8_t *at = &heads[0] + 64
-    cdef const uint8_t *behind = at
-    cdef uint8_t *into
-    cdef int level
-    if size:
-        at = wl_pb_put_size(at, 1, size)
-    if last:  # a field may stand in any order: in front the body stays in one run at the end
-        at = wl_pb_put_number(at, 2, 1)
-    at = wl_pb_put_size(at, 3, (behind - at) + size)
-    for level in (3, 1):
-        at = wl_pb_put_size(at, <uint8_t> level, (behind - at) + size)
-    at = wl_pb_put_size(at, <uint8_t> field, (behind - at) + size)
-    cdef bytes out = PyBytes_FromStringAndSize(NULL, (behind - at) + size)
-    into = <uint8_t *> PyBytes_AS_STRING(out)
-    memcpy(into, at, behind - at)
-    memcpy(into + (behind - at), data, size)
-    return out
-
-
-def pieces(int kind, bytes body not None, bint last):
-    """A body in full duplex: messages of at most PIECE_BYTES each. last: the stream ends with it.
-
-    An empty body is one message when it is the last, else none. kind: REQUEST_BODY or
-    RESPONSE_BODY; ValueError for another.
-    """
-    if kind != REQUEST_BODY and kind != RESPONSE_BODY:
-        raise ValueError(f"no body kind: {kind}")
-    cdef list out = []
-    add_pieces(out, kind, body, last)
-    return out
-
-
-cdef int add_pieces(list out, int kind, bytes body, bint last) except -1:
-    cdef const uint8_t *p = <const uint8_t *> PyBytes_AS_STRING(body)
-    cdef size_t left = <size_t> PyBytes_GET_SIZE(body)
-    while left > PIECE:
-        out.append(piece(kind - 1, p, PIECE, False))
-        p += PIECE
-        left -= PIECE
-    if left or last:
-        out.append(piece(kind - 1, p, left, last))
-    return 0
-
-
-def immediate(int status, bytes mutation not None, bytes body not None, bytes details not None):
-    """ImmediateResponse: an answer to the client in place of the engine's. Raises MemoryError.
-
-    mutation: of the headers, as in `answer`. details: one word for the gateway's access log.
-    """
-    cdef size_t most = (
-        PyBytes_GET_SIZE(mutation) + PyBytes_GET_SIZE(body) + PyBytes_GET_SIZE(details) + 100
-    )
-    cdef uint8_t small[ON_STACK]
-    cdef uint8_t *out = &small[0]
-    cdef uint8_t *at
-    cdef uint8_t *behind
-    if most > ON_STACK:
-        out = <uint8_t *> wl_malloc(most)
-        if out == NULL:
-            raise MemoryError()
-    try:
-        behind = at = out + most
-        at = wl_pb_put_bytes(at, 5, PyBytes_AS_STRING(details), PyBytes_GET_SIZE(details))
-        at = wl_pb_put_bytes(at, 3, PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body))
-        at = wl_pb_put_bytes(at, 2, PyBytes_AS_STRING(mutation), PyBytes_GET_SIZE(mutation))
-        behind = at
-        at = wl_pb_put_number(at, 1, <uint64_t> status)
-        at = wl_pb_put_head(at, behind, 1)
-        at = wl_pb_put_head(at, out + most, 7)
-        return cut(at, out + most - at)
-    finally:
-        if out != &small[0]:
-            wl_free(out)
-
-
-def set_header(bytes name not None, bytes value not None):
-    """A field of a HeaderMutation: set this header, whatever it was."""
-    cdef bytes inner = (
-        _field(1, _field(1, name) + _field(3, value)) + b"\x18" + bytes((OVERWRITE,))
-    )
-    return _field(1, inner)
-
-
-def remove_header(bytes name not None):
-    """A field of a HeaderMutation: the header goes."""
-    return _field(2, name)
-
-
-cdef bytes _field(int number, bytes content):
-    cdef uint8_t head[16]
-    cdef uint8_t *at = wl_pb_put_size(&head[0] + 16, <uint8_t> number, PyBytes_GET_SIZE(content))
-    return cut(at, &head[0] + 16 - at) + content
-
-
-def fail_allocation_after(long count):
-    """Test switch: `count` more allocations of this module succeed, the next fails; -1: never."""
-    wl_alloc_fail_after(count)

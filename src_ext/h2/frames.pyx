@@ -13,15 +13,14 @@ cdef extern from "h2/grpc.h" nogil:
     const char *WL_DRAIN_PING
     bint wl_same(const uint8_t *data, size_t size, const char *word)
     bint wl_is_grpc(const uint8_t *value, size_t size)
-    nghttp2_nv wl_field(const char *name, const char *value, size_t size)
     size_t wl_trailers(
         nghttp2_nv *fields, char *digits, int status, const char *text, size_t size)
 
+cdef extern from "h2/memory.h" nogil:
+    nghttp2_mem wl_h2_memory
+    nghttp2_option *wl_h2_options()
+
 cdef extern from "alloc.h" nogil:
-    void *wl_malloc(size_t size_bytes)
-    void *wl_calloc(size_t count, size_t size_bytes)
-    void *wl_realloc(void *old, size_t size_bytes)
-    void wl_free(void *block)
     void wl_alloc_fail_after(long n)
     long wl_alloc_countdown
 
@@ -221,41 +220,10 @@ cdef nghttp2_session_callbacks *make_callbacks() except NULL:
     return made
 
 
-cdef nghttp2_option *make_options() except NULL:
-    cdef nghttp2_option *made
-    if nghttp2_option_new(&made):
-        raise MemoryError
-    nghttp2_option_set_no_auto_window_update(made, 1)
-    nghttp2_option_set_no_closed_streams(made, 1)
-    wl_raise_reset_limit(made)
-    return made
-
-# libnghttp2's memory comes through alloc.h too, so that a test can refuse it.
-cdef void *take_memory(size_t size, void *nothing) noexcept nogil:
-    return wl_malloc(size)
-
-
-cdef void *take_zeros(size_t count, size_t size, void *nothing) noexcept nogil:
-    return wl_calloc(count, size)
-
-
-cdef void *change_memory(void *old, size_t size, void *nothing) noexcept nogil:
-    return wl_realloc(old, size)
-
-
-cdef void give_memory(void *block, void *nothing) noexcept nogil:
-    wl_free(block)
-
-
-cdef nghttp2_mem MEMORY
-MEMORY.mem_user_data = NULL
-MEMORY.malloc = take_memory
-MEMORY.free = give_memory
-MEMORY.calloc = take_zeros
-MEMORY.realloc = change_memory
-
 cdef nghttp2_session_callbacks *CALLBACKS = make_callbacks()
-cdef nghttp2_option *OPTIONS = make_options()
+cdef nghttp2_option *OPTIONS = wl_h2_options()
+if OPTIONS == NULL:
+    raise MemoryError
 
 
 cdef class Frames:
@@ -268,7 +236,7 @@ cdef class Frames:
         self.now_s = wl_now_s()
         wl_bucket_init(&self.control, shared.control_burst, shared.control_per_s)
         if nghttp2_session_server_new3(
-            &self.session, CALLBACKS, <void *> self, OPTIONS, &MEMORY
+            &self.session, CALLBACKS, <void *> self, OPTIONS, &wl_h2_memory
         ):
             self.session = NULL  # it is freed, but the pointer was set
             raise MemoryError
@@ -338,10 +306,9 @@ cdef class Frames:
         # `check` inside a callback: what the callback returns.
         if code == 0:
             return 0
-        if code == NGHTTP2_ERR_NOMEM:
-            self.failure = MemoryError()
-        else:
-            self.failure = AssertionError(f"libnghttp2 refused a call: {code}")
+        self.failure = MemoryError() if code == NGHTTP2_ERR_NOMEM else AssertionError(
+            f"libnghttp2 refused a call: {code}"
+        )
         return NGHTTP2_ERR_CALLBACK_FAILURE
 
     cdef int consume(self, int32_t id, size_t size) except -1:
@@ -351,10 +318,7 @@ cdef class Frames:
             code = nghttp2_session_consume_stream(self.session, id, size)
         else:
             code = nghttp2_session_consume_connection(self.session, size)
-        if code == NGHTTP2_ERR_NOMEM:
-            self.spoilt = True
-            raise MemoryError
-        return 0
+        return self.check(code) if code == NGHTTP2_ERR_NOMEM else 0
 
     cdef bint feed(self, bytes data) except -1:
         # False: the connection cannot go on.

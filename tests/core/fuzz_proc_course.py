@@ -18,10 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.envoy import test_course as course
-from warmlane._core import expected, leads, proc_course
+from warmlane._core import expected, leads, proc_gate
 from warmlane.envoy.picker import Picker
 
-MODULES = (proc_course, leads, expected)
+MODULES = (proc_gate, leads, expected)
 
 
 def damaged(rng: random.Random, message: bytes) -> bytes:

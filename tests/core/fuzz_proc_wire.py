@@ -1,4 +1,4 @@
-"""Random, cut and damaged external processing messages through `_core.proc_wire`, with the twin.
+"""Random, cut and damaged messages through `_core.proc_wire` and `_core.proc_answer`, with twins.
 
 python -m tests.core.fuzz_proc_wire --seconds 20 --seed 1
 """
@@ -8,9 +8,13 @@ from __future__ import annotations
 import random
 
 from tests.core import proc_messages
+from tests.core import twin_proc_answer as writing
 from tests.core import twin_proc_wire as twin
 from tests.core.fuzzing import fuzz
+from warmlane._core import proc_answer as write
 from warmlane._core import proc_wire as wire
+
+WANTED = (None, (b"authorization",), (b"x-request-id", b"accept", b"x-llm-d-any"))
 
 
 def damage(rng: random.Random, message: bytes) -> bytes:
@@ -33,12 +37,13 @@ def damage(rng: random.Random, message: bytes) -> bytes:
 
 def one_round(rng: random.Random) -> None:
     message = damage(rng, proc_messages.request(rng).SerializeToString())
+    wanted = rng.choice(WANTED)
     try:
-        expected = twin.receive(message)
+        expected = twin.receive(message, wanted)
     except twin.WireError:
         expected = None
     try:
-        found = wire.receive(message)
+        found = wire.receive(message, wanted)
     except wire.WireError:
         found = None
     assert (found is None) == (expected is None), "accepted by one alone"
@@ -47,11 +52,13 @@ def one_round(rng: random.Random) -> None:
             assert getattr(found, name) == getattr(expected, name), name
     body = rng.randbytes(rng.choice((0, 1, 3000, 70_000)))
     kind, last = rng.choice((4, 5)), rng.random() < 0.5
-    assert wire.pieces(kind, body, last) == twin.pieces(kind, body, last), "pieces"
-    mutation = wire.set_header(rng.randbytes(rng.randint(0, 300)), b"v" * rng.randint(0, 300))
+    assert write.pieces(kind, body, last) == writing.pieces(kind, body, last), "pieces"
+    mutation = write.set_header(rng.randbytes(rng.randint(0, 300)), b"v" * rng.randint(0, 300))
     given = (rng.randint(2, 7), b"1.2.3.4:5" * rng.randint(0, 300), rng.randint(-1, 99), mutation)
-    assert wire.answer(*given, body) == twin.answer(*given, body), "answer"
-    assert wire.immediate(503, mutation, body, b"d") == twin.immediate(503, mutation, body, b"d")
+    assert write.answer(*given, body) == writing.answer(*given, body), "answer"
+    assert write.immediate(503, mutation, body, b"d") == writing.immediate(
+        503, mutation, body, b"d"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Plain-Python twin of `_core.proc_wire`: the same reading and writing, not made for speed."""
+"""Plain-Python twin of `_core.proc_wire`: the same reading, not made for speed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-PIECE_BYTES = 62_000
 READ = {
     *("content-type", "content-length", "content-encoding", "x-session-id", "x-vllm-priority"),
     *("x-ai-eg-model", "x-session-token", "prefer", "test-epp-endpoint-selection"),
@@ -15,7 +14,6 @@ INTERNAL = {
     *("x-encoder-hosts-ports", "x-kv-cache-source-host-port"),
 }
 PREFIXES = ("x-llm-d-", "x-gateway-", "x-warmlane-")
-DESTINATION = b"x-gateway-destination-endpoint"
 HINT = ("envoy.lb.subset_hint", "x-gateway-destination-endpoint-subset")
 SERVED = ("envoy.lb", "x-gateway-destination-endpoint-served")
 
@@ -42,9 +40,10 @@ class Received:
     internal: list[bytes] | None = None
     subset: list[str] | None = None
     served: str = ""
+    wanted: tuple[bytes, ...] = ()
 
 
-FIELDS = tuple(Received.__dataclass_fields__)
+FIELDS = tuple(name for name in Received.__dataclass_fields__ if name != "wanted")
 Field = tuple[int, int, int, bytes]  # number, wire type, varint value, bytes
 
 
@@ -88,8 +87,8 @@ def fields(data: bytes) -> Iterator[Field]:
             raise WireError("wire type")
 
 
-def receive(message: bytes) -> Received:
-    found = Received()
+def receive(message: bytes, wanted: tuple[bytes, ...] | None = None) -> Received:
+    found = Received(wanted=wanted or ())
     for number, wire, value, data in fields(message):
         if wire == 2 and 2 <= number <= 7:
             _part(found, number, data)
@@ -142,10 +141,10 @@ def _header(found: Received, data: bytes) -> None:
         found.path = value.decode("utf-8", "replace")
     elif text == ":status":
         found.status = int(value) if len(value) == 3 and value.isdigit() else 0
-    elif text in READ or text in INTERNAL or text.startswith(PREFIXES):
+    elif text in READ or text in INTERNAL or text.startswith(PREFIXES) or name in found.wanted:
         old = found.headers.get(name)
         found.headers[name] = value if old is None else old + b"," + value
-        if text not in READ:
+        if text in INTERNAL or text.startswith(PREFIXES):
             found.internal = [*(found.internal or []), name]
 
 
@@ -199,68 +198,3 @@ def _endpoints(value: bytes, nested: bool = False) -> Iterator[str]:
             for deeper, form, _, item in fields(inner):
                 if (deeper, form) == (1, 2):
                     yield from _endpoints(item, True)
-
-
-# Answers
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def put(number: int, content: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
-
-
-def set_header(name: bytes, value: bytes) -> bytes:
-    return put(1, put(1, put(1, name) + put(3, value)) + b"\x18\x02")
-
-
-def remove_header(name: bytes) -> bytes:
-    return put(2, name)
-
-
-def answer(
-    kind: int,
-    endpoint: bytes,
-    length: int = -1,
-    mutation: bytes = b"",
-    body: bytes | None = None,
-    tail: bytes = b"",
-) -> bytes:
-    headers = mutation
-    if length >= 0:
-        headers = set_header(b"content-length", b"%d" % length) + headers
-    if endpoint:
-        headers = set_header(DESTINATION, endpoint) + headers
-    common = put(2, headers) if headers else b""
-    if body is not None:
-        common += put(3, put(1, body))
-    if endpoint:
-        common += b"\x28\x01"
-    out = put(kind - 1, put(1, common) if common else b"")
-    if endpoint:
-        inner = put(1, put(1, DESTINATION) + put(2, put(3, endpoint)))
-        out += put(8, put(1, put(1, b"envoy.lb") + put(2, put(5, inner))))
-    return out + tail
-
-
-def pieces(kind: int, body: bytes, last: bool) -> list[bytes]:
-    cuts = [body[at : at + PIECE_BYTES] for at in range(0, len(body), PIECE_BYTES)]
-    if not cuts and last:
-        cuts = [b""]
-    out = []
-    for index, cut in enumerate(cuts):
-        streamed = b"\x10\x01" if last and index == len(cuts) - 1 else b""
-        streamed += put(1, cut) if cut else b""
-        out.append(put(kind - 1, put(1, put(3, put(3, streamed)))))
-    return out
-
-
-def immediate(status: int, mutation: bytes, body: bytes, details: bytes) -> bytes:
-    code = put(1, b"\x08" + _varint(status))
-    return put(7, code + put(2, mutation) + put(3, body) + put(5, details))

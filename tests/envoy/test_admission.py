@@ -11,7 +11,7 @@ from tests.envoy import gateway as envoy
 from tests.envoy.gateway import Answer
 from warmlane.envoy.picker import Picker
 from warmlane.envoy.session import Session
-from warmlane.router.admission import Gate
+from warmlane.router.admission import Gate, described
 from warmlane.router.config_load import from_data
 from warmlane.router.core import Router
 from warmlane.router.types import ReplicaState
@@ -128,6 +128,63 @@ def test_refusals_are_429_in_the_words_of_both_sides(
     assert names["x-llm-d-request-dropped-reason"] == b"rejected-saturated"
     assert int(names["retry-after"]) >= 1
     talk.session.closed()
+    desk.make_room()
+    desk.clean()
+
+
+@pytest.mark.parametrize(
+    ("settings", "header"),
+    [
+        ({"tenant": "api-key"}, "authorization"),
+        ({"tenant": "api-key"}, "x_api_key"),
+        ({"tenant": "header"}, "x_llm_d_inference_fairness_id"),
+        ({"tenant": "header", "tenant_headers": ["X-Team"]}, "x_team"),
+    ],
+)
+def test_tenants_are_told_apart_as_by_the_proxy(
+    settings: dict[str, object], header: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    desk = Desk(**settings)
+    talks = [desk.talk() for _ in range(4)]
+    for talk, who in zip(talks, ("Bearer ann", "Bearer ann", "Bearer ann", "bob"), strict=True):
+        assert talk.ask(**{header: who}) == []
+    waiting = {name: each.waiting for name, each in desk.gate.queue.accounts.items()}
+    assert sorted(count for count in waiting.values() if count) == [1, 3]
+    if settings["tenant"] == "api-key":
+        told = f"{waiting} {described(desk.gate, 0.0)} {desk.router.metrics.counts} {caplog.text}"
+        assert "ann" not in told and "bob" not in told
+    desk.make_room()
+    gone = [bool(talk.hear()) for talk in talks]
+    assert gone[0] and gone[3], "each tenant's first goes before anybody's third"
+    for talk in talks:
+        talk.session.closed()
+    desk.clean()
+
+
+def test_a_longest_wait_that_an_envoy_in_front_told() -> None:
+    desk = Desk()
+    talk = desk.talk()
+    assert talk.ask(x_envoy_expected_rq_timeout_ms="0") == []
+    desk.router.maintain(monotonic() + 0.01)
+    assert talk.hear()[0].status == 429
+    talk.session.closed()
+    desk.make_room()
+    desk.clean()
+
+
+def test_a_reload_tells_which_headers_count() -> None:
+    desk = Desk()
+    for tenant, kept in (("api-key", True), ("none", False)):
+        settings = {"enabled": True, "tenant": tenant}
+        desk.picker.follow(from_data({"pools": [{"replicas": REPLICAS}], "admission": settings}))
+        talk = desk.talk()
+        talk.session.receive(envoy.request_headers(headers={**envoy.JSON, "authorization": "x"}))
+        head = talk.session._request_head
+        assert head is not None and (b"authorization" in head.headers) is kept
+        talk.session.closed()
+    desk.picker.follow(from_data({"pools": [{"replicas": REPLICAS}]}))
+    assert desk.picker.wanted is None
     desk.make_room()
     desk.clean()
 

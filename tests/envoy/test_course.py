@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.envoy import gateway as envoy
-from warmlane._core import expected, leads, proc_course
+from warmlane._core import expected, leads, proc_gate
 from warmlane.envoy.picker import Picker
 from warmlane.envoy.session import Session
 from warmlane.router.config_load import from_data
@@ -282,7 +282,7 @@ def test_both_halves_do_the_same(level: int, seed: int) -> None:
 # Memory that is refused
 
 
-@pytest.mark.parametrize("module", [proc_course, leads, expected])
+@pytest.mark.parametrize("module", [proc_gate, leads, expected])
 @pytest.mark.parametrize("after", [0, 1, 2])
 @pytest.mark.parametrize("level", [0, 1])
 def test_refused_memory_costs_one_stream(module: Any, after: int, level: int) -> None:

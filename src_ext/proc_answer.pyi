@@ -1,0 +1,19 @@
+"""Types of the compiled module; contract in proc_answer.pxd, meaning in proc_answer.pyx."""
+
+from typing import Final
+
+PIECE_BYTES: Final = 62000
+
+def answer(
+    kind: int,
+    endpoint: bytes,
+    length: int = -1,
+    mutation: bytes = b"",
+    body: bytes | None = None,
+    tail: bytes = b"",
+) -> bytes: ...
+def pieces(kind: int, body: bytes, last: bool) -> list[bytes]: ...
+def immediate(status: int, mutation: bytes, body: bytes, details: bytes) -> bytes: ...
+def set_header(name: bytes, value: bytes) -> bytes: ...
+def remove_header(name: bytes) -> bytes: ...
+def fail_allocation_after(count: int) -> None: ...
