@@ -77,6 +77,7 @@ class Lane(Desk):
         """Decide with these parts from now on."""
         pool = self.pool
         self.decider = Decider(pool, parts, zone)
+        pool.price = self.decider.price
         self._uses_view = self.decider.needs_hits and self._has_view
         mix = self._mix = self.decider.mix
         if mix is not None:
@@ -98,8 +99,7 @@ class Lane(Desk):
 
     def needs_parts(self, config: PoolConfig) -> bool:
         """Whether this config of its pool asks for other parts than it has."""
-        old = self.pool.config
-        return any(getattr(old, field) != getattr(config, field) for field in _PARTS)
+        return any(getattr(self.pool.config, it) != getattr(config, it) for it in _PARTS)
 
     def follow(self, config: PoolConfig, parts: Parts | None, zone: str) -> None:
         """Another config of the same pool. parts: None keeps those it has."""
@@ -341,8 +341,8 @@ class Lane(Desk):
         for slot, told, chat, requests, prompt, predicted, cached in self.take_evidence():
             traits, actual = CHAT if chat else 0, cached if told else None
             self.watchdog.answered(slot, traits, predicted, actual, prompt, requests)
-        if self.decider.price is not None:
-            self.decider.price.tick(now, sum(self.pool.ready), self.output_tokens)
+        if (price := self.decider.price) is not None:
+            price.tick(now, sum(self.pool.ready), self.output_tokens)
         remains = self.view.maintain(budget_us)
         self.pool.reap(self.view.is_free)
         self.pool.fade(now)

@@ -53,6 +53,17 @@ def _working_set(pool: Pool, replica: Replica) -> float | None:
     return pool.placed_tokens[replica.slot] / capacity if capacity else None
 
 
+def _foretold(at: int) -> Callable[..., float | None]:
+    """Absent until the replica's pace is believed, and where the policy has no price."""
+
+    def read(pool: Pool, replica: Replica, now: float) -> float | None:
+        del now
+        found = (0,) if pool.price is None else pool.price.foretold(replica.slot)
+        return found[at] if found[0] else None
+
+    return read
+
+
 # Families with one series a replica; None leaves the series out.
 _PER_REPLICA: Final[dict[str, Callable[[Pool, Replica, float], float | None]]] = {
     "warmlane_replica_ready": lambda _, replica, __: replica.state is ReplicaState.READY,
@@ -73,6 +84,10 @@ _PER_REPLICA: Final[dict[str, Callable[[Pool, Replica, float], float | None]]] =
             replica.slot, pool.backlog_tokens(replica.slot)
         )
     ),
+    "warmlane_checked_ttft_requests_total": _foretold(0),
+    "warmlane_checked_predicted_ttft_seconds_total": _foretold(1),
+    "warmlane_checked_ttft_seconds_total": _foretold(2),
+    "warmlane_ttft_error_seconds_total": _foretold(3),
     "warmlane_replica_working_set_ratio": lambda pool, replica, _: _working_set(pool, replica),
     "warmlane_replica_waiting_requests": _load(lambda load: load.waiting),
     "warmlane_replica_running_requests": _load(lambda load: load.running),

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterator
 
 from warmlane._core.ledger import Ledger
+from warmlane._core.price import Price
 from warmlane.router.adapters import AdapterTable
 from warmlane.router.config import Limits, PoolConfig
 from warmlane.router.config_load import normal_spec
@@ -95,6 +96,7 @@ class Pool:
         self.placed_tokens = array("d")
         self.foreign = Foreign()
         self.pace = PrefillPace()
+        self.price: Price | None = None  # what decides here; its predictions are metrics
         self.adapters = AdapterTable(self)
         self.mean_uncached_tokens = _FOREIGN_TOKENS
         self.half_lives = 0.0  # of placed tokens, gone since the pool began

@@ -15,6 +15,7 @@ typedef struct {
     double p00, p01, p11;  /* covariance */
     double usual;          /* absolute residual, weighted; below the mean */
     double count;
+    double told, foretold, took, missed; /* since it is believed: samples, seconds, |difference| */
 } Pace;
 
 #define PACE_KEPT 0.9965      /* half-life of 200 samples */
@@ -27,9 +28,17 @@ static inline void pace_reset(Pace *p, double slope) {
     p->slope = slope;
     p->p00 = p->p11 = 10.0;
     p->p01 = p->usual = p->count = 0.0;
+    p->told = p->foretold = p->took = p->missed = 0.0;
 }
 
 static inline void pace_learn(Pace *p, double thousands, double seconds) {
+    if (p->count >= PACE_FIRST) { /* judged by what was known before this sample */
+        double foretold = p->base + p->slope * thousands;
+        p->told += 1.0;
+        p->foretold += foretold;
+        p->took += seconds;
+        p->missed += fabs(seconds - foretold);
+    }
     double weight = 1.0 / (thousands + 2.0), x0 = weight, x1 = weight * thousands;
     double k0 = p->p00 * x0 + p->p01 * x1, k1 = p->p01 * x0 + p->p11 * x1;
     double under = PACE_KEPT + x0 * k0 + x1 * k1;

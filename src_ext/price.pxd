@@ -21,6 +21,10 @@ cdef extern from "pace.h":
         double base
         double slope
         double count
+        double told
+        double foretold
+        double took
+        double missed
 
 
 cdef struct Rates:

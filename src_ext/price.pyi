@@ -102,6 +102,13 @@ class Price:
     def pace(self, slot: int) -> tuple[float, float, float, int]:
         """(factor of its prices, seconds before any token, seconds a token, samples)."""
 
+    def foretold(self, slot: int) -> tuple[int, float, float, float]:
+        """How predicted times to the first token came true since the pace is believed.
+
+        (first tokens, predicted seconds, seconds that they took, sum of absolute differences);
+        each was predicted by what had been learned before it. From nothing after `forget`.
+        """
+
     def tick(self, now: float, replicas: int, output: float) -> None:
         """Now and then (a second or so): rates as of `now` over that many replicas.
 

@@ -164,6 +164,12 @@ cdef class Price:
         pace = self.paces[slot]
         return (self.factors[slot], pace.base, pace.slope / 1000.0, int(pace.count))
 
+    def foretold(self, Py_ssize_t slot):
+        if not 0 <= slot < self.slots:
+            return (0, 0.0, 0.0, 0.0)
+        pace = self.paces[slot]
+        return (int(pace.told), pace.foretold, pace.took, pace.missed)
+
     cdef void compare(self) noexcept nogil:
         cdef double middle = pace_middle(self.paces, self.slots), factor
         cdef Py_ssize_t at

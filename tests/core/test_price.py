@@ -178,6 +178,25 @@ def test_a_slow_replica_is_dearer_by_as_much(outliers: bool) -> None:
     assert prices == pytest.approx(wanted)
 
 
+def test_predictions_are_judged_by_what_was_known_before() -> None:
+    price, twin = Price(), TwinPace(0.04)
+    chance, told, foretold, took, missed = Random(9), 0, 0.0, 0.0, 0.0
+    for number in range(400):
+        tokens = chance.uniform(50, 20_000)
+        seconds = (0.03 + 40e-6 * tokens) * chance.uniform(0.8, 1.3)
+        if number >= 30:
+            predicted = twin.theta[0] + twin.theta[1] * tokens / 1000
+            told, foretold, took = told + 1, foretold + predicted, took + seconds
+            missed += abs(seconds - predicted)
+        twin.learn(tokens / 1000, seconds)
+        price.heard(2, tokens, seconds)
+    assert price.foretold(2) == pytest.approx((told, foretold, took, missed))
+    assert missed < 0.2 * took
+    assert price.foretold(1) == price.foretold(7) == (0, 0.0, 0.0, 0.0)
+    price.forget(2)
+    assert price.foretold(2) == (0, 0.0, 0.0, 0.0)
+
+
 def test_what_is_slow_far_beyond_reason_is_believed_four_times() -> None:
     price = taught([1.0, 1.0, 1.0, 50.0])
     assert price.pace(3)[0] == 4.0

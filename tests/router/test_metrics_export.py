@@ -6,11 +6,22 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from warmlane.router.config import PoolConfig
+from warmlane._core.price import Price
+from warmlane.router.config import Config, PoolConfig
+from warmlane.router.core import Router
 from warmlane.router.metrics import FAMILIES, Metrics
 from warmlane.router.metrics_export import RouterCollector, attach
 from warmlane.router.pool import Pool
-from warmlane.router.types import Doubt, LoadSnapshot, ModelList, ReplicaSpec, ReplicaState
+from warmlane.router.types import (
+    Doubt,
+    Kind,
+    LoadSnapshot,
+    ModelList,
+    Outcome,
+    ReplicaSpec,
+    ReplicaState,
+    Request,
+)
 from warmlane.router.zones import ZonePairs
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -42,6 +53,9 @@ def pool() -> Pool:
     doubted = pool.replicas[0]
     assert doubted is not None
     doubted.exact = True
+    pool.price = Price()
+    for _ in range(50):
+        pool.price.heard(0, 1000, 0.5)
     pool.set_models(0, ModelList(adapters={"sql": "m"}))
     doubted.doubt = Doubt(
         kind="missed", cause="tokenizer", predicted_tokens=0, actual_tokens=9000, advice="look"
@@ -134,6 +148,11 @@ def test_values(metrics: Metrics, pool: Pool) -> None:
         series, "warmlane_ext_proc_transport_bytes_total", transport="native", direction="out"
     )
     assert sent == 90
+    assert value(series, "warmlane_checked_ttft_requests_total", **one) == 20
+    assert value(series, "warmlane_checked_ttft_seconds_total", **one) == pytest.approx(10)
+    predicted = value(series, "warmlane_checked_predicted_ttft_seconds_total", **one)
+    missed = value(series, "warmlane_ttft_error_seconds_total", **one)
+    assert predicted == pytest.approx(10, rel=0.1) and missed >= abs(predicted - 10)
     assert value(series, "warmlane_replicas", pool="chat", state="ready") == 1
     assert value(series, "warmlane_replicas", pool="chat", state="ejected") == 1
     assert value(series, "warmlane_replica_inflight_requests", **one) == 1
@@ -177,3 +196,26 @@ def test_dropped_series_are_told(metrics: Metrics, pool: Pool) -> None:
 def test_without_attach_rendering_is_a_bug() -> None:
     with pytest.raises(AssertionError):
         Metrics().render()
+
+
+@pytest.mark.parametrize(("stream", "policy", "told"), [
+    (True, "default", 20), (False, "default", 0), (True, "round-robin", 0),
+])  # fmt: skip
+def test_first_tokens_are_held_against_what_was_predicted(
+    stream: bool, policy: str, told: int
+) -> None:
+    """Streamed ones only: of the others nobody sees when the first token came."""
+    specs = [ReplicaSpec(url="http://10.0.0.1:8000")]
+    router = Router(Config(pools=[PoolConfig(name="chat", replicas=specs, policy=policy)]))
+    request = Request(kind=Kind.COMPLETIONS, model="m", prompt=b"x" * 4000, stream=stream)
+    for number in range(50):
+        decision = router.decide(request, float(number), 0)
+        router.sent(decision.ticket, 0, float(number))
+        router.first_token(decision.ticket, number + 0.25)
+        router.close(decision.ticket, Outcome(), number + 0.5)
+    text = "".join(attach(router.metrics, router.pools, lambda _: (0, 0), lambda: 60.0).text())
+    one = {"pool": "chat", "replica": "10.0.0.1:8000"}
+    series = parsed(text)
+    assert series.get(("warmlane_checked_ttft_requests_total", frozenset(one.items())), 0) == told
+    if told:
+        assert value(series, "warmlane_checked_ttft_seconds_total", **one) == told * 0.25
