@@ -88,7 +88,7 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
         table.add_row(
             "" if row["order"] is None else str(row["order"] + 1),
             row["replica"],
-            row["removed_by"] or row["state"].lower(),
+            state_of(row),
             str(row["hit_tokens"]),
             _requests(row),
             f"{row['waiting']:g}",
@@ -104,6 +104,12 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
         if row.get("doubt"):
             text = f"{row['replica']}: its predictions do not come true ({row['doubt']})"
             console.print(text, style="yellow", highlight=False, markup=False)
+
+
+def state_of(row: Mapping[str, Any]) -> str:
+    """Its state; of one that is ready and may not serve this request, the filter that says so."""
+    state, filter_ = row["state"].lower(), row["removed_by"]
+    return f"{state}, not by {filter_}" if filter_ and state == "ready" else state
 
 
 def _order(row: Mapping[str, Any]) -> tuple[bool, int, str]:

@@ -46,6 +46,7 @@ from warmlane.router.feeds.membership import spec_dict
 from warmlane.router.metrics_export import CONTENT_TYPE
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.proxy.admin_adapters import adapters_of
+from warmlane.router.proxy.admin_log import PeerLog
 from warmlane.router.requests import parse
 from warmlane.router.shadow import Shadow
 from warmlane.router.types import JsonObject
@@ -104,7 +105,11 @@ class Admin:
             ]
         )
         self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=1.0
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=1.0,
+            logger=PeerLog(log),
         )
         await self._runner.setup()
         await web.TCPSite(self._runner, self.host, self.port).start()

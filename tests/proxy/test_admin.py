@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -71,6 +72,24 @@ async def bench() -> AsyncIterator[Bench]:
         await found[0].session.close()
         await admin.close()
         await running.close()
+
+
+@pytest.mark.parametrize(
+    "noise", [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xfe", b"\x00\xe2\x1f" * 99]
+)
+async def test_a_peer_that_speaks_no_http_fills_no_log(
+    bench: Bench, noise: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "warmlane.admin")
+    for before in (b"", b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", bench.admin.port)
+        writer.write(before + noise)
+        told = await asyncio.wait_for(reader.read(), 5)
+        assert b" 400 " in told
+        writer.close()
+    said = [each for each in caplog.records if each.name == "warmlane.admin"]
+    assert said and all(each.levelname == "DEBUG" for each in said)
+    assert await bench.call("GET", "/healthz") == (200, {"status": "ok"})
 
 
 async def test_health_and_readiness(bench: Bench) -> None:

@@ -14,6 +14,7 @@ from tests.router.feeds.engine import Engine, until
 from warmlane.router.build import build
 from warmlane.router.cli import main
 from warmlane.router.config import Admin, Config, PoolConfig
+from warmlane.router.explain_cli import state_of
 from warmlane.router.proxy.admin import start_admin
 from warmlane.router.types import ReplicaSpec
 
@@ -60,6 +61,18 @@ async def test_a_table_with_the_choice(
     assert "gpu-0" in text
     assert "total" in text
     assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("state", "filtered", "shown"),
+    [
+        ("READY", "", "ready"),
+        ("EJECTED", "ready", "ejected"),
+        ("READY", "subset", "ready, not by subset"),
+    ],
+)
+def test_the_state_of_a_row(state: str, filtered: str, shown: str) -> None:
+    assert state_of({"state": state, "removed_by": filtered}) == shown
 
 
 async def test_json_and_stdin(
