@@ -6,7 +6,9 @@ face asks `Attempts.next` only while the client has not seen a byte; nothing her
 
 The budget exists because retries multiply load exactly when there is too much of it (Google SRE
 book, chapter 22): retries may be at most a share of recent requests, plus a small floor so that a
-quiet router can still retry.
+quiet router can still retry. What moves because its replica is gone adds no load: a connection that
+was refused is free, and so are the others that were open on a replica when it broke a connection:
+the one may be to blame, they are not.
 """
 
 from __future__ import annotations
@@ -36,6 +38,13 @@ class Fault(StrEnum):
 
 COUNTED: Final = frozenset(Fault) - {Fault.BACKPRESSURE, Fault.MISSING}
 RETRYABLE: Final = frozenset(Fault) - {Fault.SERVER}
+# No engine has worked on it, or only refused the name: that is no load worth a budget.
+FREE: Final = frozenset({Fault.CONNECT, Fault.MISSING})
+# What the loss of a whole zone looks like to a request; of so many replicas of one zone, and it
+# looks elsewhere. One alone is more likely to be ill by itself.
+LOST: Final = frozenset({Fault.CONNECT, Fault.RESET, Fault.TIMEOUT})
+_LOST_ENOUGH: Final = 2
+_NO_ZONES: Final[frozenset[str]] = frozenset()
 # Statuses whose body must be seen before they can be judged or retried.
 SUSPECT: Final = frozenset({429, 502, 503, 504})
 # A 500 is the request's fault, or the last word of a dying engine; a 404 the path's, or this
@@ -64,7 +73,10 @@ class RetryBudget:
     The window slides over two buckets; `request` is one addition. Cost: constant.
     """
 
-    __slots__ = ("_before", "_minimum", "_ratio", "_requests", "_retries", "_start", "_window")
+    __slots__ = (
+        *("_before", "_broken", "_minimum", "_ratio", "_requests", "_retries", "_start"),
+        "_window",
+    )
 
     def __init__(self, settings: Retry, now: float) -> None:
         self.follow(settings)
@@ -72,6 +84,7 @@ class RetryBudget:
         self._retries = 0
         self._before = (0, 0)  # requests and retries of the bucket before
         self._start = now
+        self._broken: dict[int, tuple[float, int]] = {}  # slot: until when, moves left
 
     def follow(self, settings: Retry) -> None:
         """Other settings from now on."""
@@ -92,8 +105,21 @@ class RetryBudget:
         self._requests = self._retries = 0
         self._start = now
 
-    def take(self, now: float) -> bool:
-        """Spend one retry; False when there is none left."""
+    def broke(self, slot: int, requests: int, now: float) -> None:
+        """A replica with so many open requests broke a connection: all but one may move, once.
+
+        Again after a window at the earliest: a replica that breaks time and again has no more.
+        """
+        until, _ = self._broken.get(slot, (now, 0))
+        if now >= until:
+            self._broken[slot] = (now + self._window, requests - 1)
+
+    def take(self, now: float, slot: int = -1) -> bool:
+        """Spend one retry; False when there is none left. slot: the one that failed."""
+        until, moves = self._broken.get(slot, (now, 0))
+        if moves > 0 and now < until:
+            self._broken[slot] = (until, moves - 1)
+            return True
         self.roll(now)
         old = 1.0 - (now - self._start) / self._window
         requests = self._requests + old * self._before[0]
@@ -104,16 +130,33 @@ class RetryBudget:
         return True
 
 
+def _nowhere(slot: int) -> str:
+    del slot
+    return ""
+
+
 class Attempts:
-    """The tries of one request. Made at its first fault; the common request never needs one."""
+    """The tries of one request. Made at its first fault; the common request never needs one.
 
-    __slots__ = ("_budget", "_choices", "_left", "_tried")
+    zone_of: slot -> zone, "" where none is known.
+    """
 
-    def __init__(self, choices: Sequence[int], budget: RetryBudget, limit: int) -> None:
+    __slots__ = ("_budget", "_choices", "_last", "_left", "_lost", "_tried", "_zone_of")
+
+    def __init__(
+        self,
+        choices: Sequence[int],
+        budget: RetryBudget,
+        limit: int,
+        zone_of: Callable[[int], str] = _nowhere,
+    ) -> None:
         self._choices = choices
         self._budget = budget
         self._left = limit - 1
-        self._tried = {choices[0]}
+        self._last = choices[0]
+        self._tried = {self._last}
+        self._zone_of = zone_of
+        self._lost: list[str] = []  # zones of the tries that failed as if all of it were gone
 
     @property
     def tried(self) -> int:
@@ -129,25 +172,41 @@ class Attempts:
         fault: Fault,
         now: float,
         is_ready: Callable[[int], bool],
-        rest: Callable[[bool], Sequence[int]],
+        rest: Callable[[bool, frozenset[str]], Sequence[int]],
     ) -> int:
         """Slot of the next try, or -1: not retryable, nobody, no try or no budget left.
 
-        The ready choices first, in their order. When there is none left, `rest(ready_only)` names
-        whom else the pool has for this request, best first: an ejected replica may be well again,
-        and is better asked than not. Not when this one was only full: then what is ill or starting
-        would turn a quick refusal with its Retry-After into a slow failure.
+        The ready choices first, in their order. When there is none left, `rest(ready_only, avoid)`
+        names whom else the pool has for this request, best first: an ejected replica may be well
+        again, and is better asked than not. Not when this one was only full: then what is ill or
+        starting would turn a quick refusal with its Retry-After into a slow failure.
+
+        A zone of which two replicas were lost to this request is avoided while another zone, or one
+        that is not known, has a ready replica.
         """
         if fault not in RETRYABLE or self._left < 1:
             return -1
-        tried = self._tried
-        slot = next((each for each in self._choices if each not in tried and is_ready(each)), -1)
-        if slot < 0:
-            others = rest(fault is Fault.BACKPRESSURE)
-            slot = next((each for each in others if each not in tried), -1)
-        # An engine refuses a name that it lacks at once: that is no load worth a budget.
-        if slot < 0 or (fault is not Fault.MISSING and not self._budget.take(now)):
+        avoid = self._avoided(fault)
+        tried, zone_of = self._tried, self._zone_of
+        slots = [each for each in self._choices if each not in tried and is_ready(each)]
+        good = [each for each in slots if zone_of(each) not in avoid] if avoid else slots
+        if not good:
+            others = rest(fault is Fault.BACKPRESSURE, avoid)
+            others = [each for each in others if each not in tried]
+            good = [each for each in others if is_ready(each) and zone_of(each) not in avoid]
+            good += slots + others
+        if not good or (fault not in FREE and not self._budget.take(now, self._last)):
             return -1
         self._left -= 1
+        self._last = slot = good[0]
         tried.add(slot)
         return slot
+
+    def _avoided(self, fault: Fault) -> frozenset[str]:
+        zone = self._zone_of(self._last)
+        if zone and fault in LOST:
+            self._lost.append(zone)
+        lost = self._lost
+        if len(lost) < _LOST_ENOUGH:
+            return _NO_ZONES
+        return frozenset(each for each in lost if lost.count(each) >= _LOST_ENOUGH)

@@ -259,12 +259,18 @@ class Router:
         """A retry: the reserved work moves to `slot`."""
         self._by_number[ticket >> TICKET_BITS].moved(ticket, slot, now)
 
-    def rest(self, ticket: int, now: float, ready_only: bool = False) -> tuple[int, ...]:
+    def rest(
+        self,
+        ticket: int,
+        now: float,
+        ready_only: bool = False,
+        avoid: frozenset[str] = frozenset(),
+    ) -> tuple[int, ...]:
         """Further slots for a request whose choices all failed, best first; see `Decider.rest`.
 
         Choices may be among them. () when the ticket is closed.
         """
-        return self._by_number[ticket >> TICKET_BITS].rest(ticket, now, ready_only)
+        return self._by_number[ticket >> TICKET_BITS].rest(ticket, now, ready_only, avoid)
 
     def first_token(self, ticket: int, now: float) -> float:
         """Prefill is done: its work is released. Seconds since `decide`, -1 when repeated."""

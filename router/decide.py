@@ -165,13 +165,19 @@ class Decider:
             return self._fall_back(error, rand)
         return count
 
-    def rest(self, request: Request, turn: int, ready_only: bool = False) -> tuple[int, ...]:
+    def rest(
+        self,
+        request: Request,
+        turn: int,
+        ready_only: bool = False,
+        avoid: frozenset[str] = frozenset(),
+    ) -> tuple[int, ...]:
         """Whoever may serve a request that its choices failed: at most CHOICES, after `begin`.
 
-        Ready ones first, then ejected, then joining; among those the fewest open requests, ties
-        in turn. All filters hold but `ready`; left out is who is drained or says itself that it
-        does not serve (asleep, paused), because it would let the request hang. NoReplica: a
-        filter failed.
+        Ready ones first, then ejected, then joining; among those whose zone is not to be avoided,
+        then the fewest open requests, ties in turn. All filters hold but `ready`; left out is who
+        is drained or says itself that it does not serve (asleep, paused), because it would let the
+        request hang. NoReplica: a filter failed.
         """
         pool, size = self.pool, len(self.pool)
         static, mask = self._rest_mask(request), self._work
@@ -180,11 +186,12 @@ class Decider:
         for name, each in self._dynamic:
             self._keep(name, each, request, mask)
         states, requests = _RESTS[:1] if ready_only else _RESTS, pool.ledger.requests
-        ranks: list[tuple[int, int, int, int]] = []
+        ranks: list[tuple[int, bool, int, int, int]] = []
         for slot, replica in enumerate(pool.replicas):
             if mask[slot] and replica is not None and replica.state in states:
                 rank = states.index(replica.state)
-                ranks.append((rank, requests[slot], (slot - turn) % size, slot))
+                far = replica.spec.zone in avoid
+                ranks.append((rank, far, requests[slot], (slot - turn) % size, slot))
         return tuple([rank[-1] for rank in nsmallest(CHOICES, ranks)])
 
     def last_resort(self, request: Request, rand: int, why: NoReplica) -> tuple[int, ...]:

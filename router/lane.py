@@ -250,7 +250,9 @@ class Lane(Desk):
         whole = tuple([int(hits[slot]) for slot in choices])
         return choices, whole, hit, hit / self.view.factors[choices[0]]
 
-    def rest(self, ticket: int, now: float, ready_only: bool) -> tuple[int, ...]:
+    def rest(
+        self, ticket: int, now: float, ready_only: bool, avoid: frozenset[str] = frozenset()
+    ) -> tuple[int, ...]:
         """Whom else the pool has for this open request; see `Decider.rest`."""
         opened = self._open.get(ticket & _TICKET_MASK)
         if opened is None:
@@ -258,7 +260,7 @@ class Lane(Desk):
         target, tokens = opened.target, opened.decision.prompt_tokens
         self.decider.begin(target.model, target.adapter, tokens, now)
         try:
-            return self.decider.rest(opened.request, ticket, ready_only)
+            return self.decider.rest(opened.request, ticket, ready_only, avoid)
         except NoReplica:  # a filter failed, as the log says
             return ()
 

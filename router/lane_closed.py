@@ -21,7 +21,9 @@ class ClosedLane:
     def moved(self, ticket: int, slot: int, now: float) -> None:
         """Too late."""
 
-    def rest(self, ticket: int, now: float, ready_only: bool) -> tuple[int, ...]:
+    def rest(
+        self, ticket: int, now: float, ready_only: bool, avoid: frozenset[str]
+    ) -> tuple[int, ...]:
         return ()
 
     def learn_pace(self, ticket: int, now: float) -> None:

@@ -18,7 +18,7 @@ from warmlane.router.interfaces import Candidates
 from warmlane.router.types import Request
 
 SECONDS_PER_TOKEN: Final = 40e-6  # of prefill, the default of `Price`
-ZONE_TOKENS: Final = 1000.0  # 40 ms of prefill: what traffic between zones is worth avoiding
+ZONE_TOKENS: Final = 4000.0  # 160 ms of prefill; docs/policies.md says what less and more bring
 
 
 class PriceScorer:

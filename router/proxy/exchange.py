@@ -232,7 +232,7 @@ class Exchange(Delivery):
         if attempts is None:
             retry = self._state.config.retry
             attempts = self._attempts = Attempts(
-                self._decision.choices, side.budget, retry.attempts
+                self._decision.choices, side.budget, retry.attempts, side.zone_of
             )
         now = monotonic()
         if fault is Fault.MISSING and self._response is not None and self._lost_adapter():
@@ -267,9 +267,9 @@ class Exchange(Delivery):
         replica = self._side.pool.replicas[slot]
         return replica is not None and replica.state is ReplicaState.READY
 
-    def _rest(self, ready_only: bool) -> tuple[int, ...]:
+    def _rest(self, ready_only: bool, avoid: frozenset[str] = frozenset()) -> tuple[int, ...]:
         """Whom else the pool has for this request."""
-        return self._state.router.rest(self._decision.ticket, monotonic(), ready_only)
+        return self._state.router.rest(self._decision.ticket, monotonic(), ready_only, avoid)
 
     def _out_of_choices(self, fault: Fault, reason: str) -> None:
         hold = self._hold

@@ -68,6 +68,8 @@ class PoolSide:
         replica = self.pool.replicas[slot]
         if fault not in COUNTED or replica is None:
             return
+        if fault is Fault.RESET:
+            self.budget.broke(slot, self.pool.ledger.requests[slot], monotonic())
         members = sum(member.state in _MEMBERS for member in self.pool)
         seconds = self.ejector.fault(slot, monotonic(), random.random(), members)
         if seconds > 0.0:
@@ -80,6 +82,11 @@ class PoolSide:
             )
             self._state.router.metrics.ejection(self.name, replica.name, fault)
             self.pool.set_state(slot, ReplicaState.EJECTED, PASSIVE)
+
+    def zone_of(self, slot: int) -> str:
+        """Where a replica stands, "" unknown."""
+        replica = self.pool.replicas[slot]
+        return "" if replica is None else replica.spec.zone
 
     def follow(self, config: Config) -> None:
         self.budget.follow(config.retry)

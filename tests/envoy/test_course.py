@@ -101,6 +101,23 @@ def test_a_plain_request_stays_on_the_course(level: int) -> None:
     assert made.router.open_tickets == 0
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_both_halves_count_by_zone(plain: bool) -> None:
+    """The router stands in zone a; a gateway that serves elsewhere counts where it was served."""
+    replicas = [{"url": url, "zone": "ab"[slot % 2]} for slot, url in enumerate(REPLICAS)]
+    made = picker(plain=plain, zone="a", pools=[{"replicas": replicas}])
+    for served in ("", "10.0.0.2:8000"):
+        stream, endpoint = chosen(made)
+        assert endpoint in ("10.0.0.1:8000", "10.0.0.3:8000")
+        stream.receive(envoy.response_headers(served=served or endpoint))
+        stream.receive(envoy.response_trailers())
+        stream.closed()
+    assert made.plain_requests == (2 if plain else 0)
+    assert made.metrics.zones is not None
+    requests = {labels[1:]: cell[0] for labels, cell in made.metrics.zones.look().items()}
+    assert requests == {("a", "a", "yes"): 1, ("a", "b", "no"): 1}
+
+
 @pytest.mark.parametrize(
     ("body", "head"),
     [

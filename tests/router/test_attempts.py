@@ -86,7 +86,7 @@ def everybody(slot: int) -> bool:
     return True
 
 
-def nobody(ready_only: bool) -> tuple[int, ...]:
+def nobody(ready_only: bool, avoid: frozenset[str]) -> tuple[int, ...]:
     return ()
 
 
@@ -94,7 +94,7 @@ def after(
     attempts: Attempts,
     fault: Fault,
     ready: Callable[[int], bool] = everybody,
-    rest: Callable[[bool], tuple[int, ...]] = nobody,
+    rest: Callable[[bool, frozenset[str]], tuple[int, ...]] = nobody,
 ) -> int:
     return attempts.next(fault, 0.0, ready, rest)
 
@@ -119,7 +119,7 @@ def test_the_rest_of_the_pool_comes_after_the_choices() -> None:
     attempts = Attempts((4, 7), budget(minimum=100), 10)
     asked: list[bool] = []
 
-    def rest(ready_only: bool) -> tuple[int, ...]:
+    def rest(ready_only: bool, avoid: frozenset[str]) -> tuple[int, ...]:
         asked.append(ready_only)
         return (4, 7, 2, 3)
 
@@ -138,4 +138,74 @@ def test_a_try_that_cannot_be_made_costs_no_budget() -> None:
     assert after(Attempts((4, 5), spent, 3), Fault.SERVER) == -1
     assert after(Attempts((4, 5), spent, 3), Fault.RESET) == 5
     assert after(Attempts((4, 5), spent, 3), Fault.RESET) == -1
-    assert after(Attempts((4,), spent, 3), Fault.RESET, rest=lambda ready_only: (5,)) == -1
+    assert after(Attempts((4,), spent, 3), Fault.RESET, rest=lambda ready_only, avoid: (5,)) == -1
+
+
+@pytest.mark.parametrize("fault", [Fault.CONNECT, Fault.MISSING])
+def test_what_no_engine_worked_on_costs_no_budget(fault: Fault) -> None:
+    empty = budget()
+    attempts = Attempts((4, 7, 1), empty, 3)
+    assert after(attempts, fault) == 7
+    assert after(attempts, Fault.RESET) == -1
+
+
+def test_what_was_open_on_a_replica_that_broke_moves_once() -> None:
+    """However many they are but one, which may have broken it. What comes later is paid from the
+    budget, until a window is over."""
+    empty = budget(window=10.0)
+    for left in (4, 3, 2):
+        empty.broke(4, left, 1.0)  # each of them says so
+    assert [empty.take(1.0, 4) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert not empty.take(1.0, 5), "another replica"
+    empty.broke(4, 3, 10.0)
+    assert not empty.take(10.0, 4), "it breaks again within the window"
+    empty.broke(4, 3, 11.0)
+    assert [empty.take(11.0, 4) for _ in range(3)] == [True, True, False]
+    empty.broke(6, 1, 11.0)
+    assert not empty.take(11.0, 6), "a request alone is the one"
+    empty.broke(4, 5, 30.0)
+    assert not empty.take(41.0, 4), "a grant does not outlive its window"
+
+
+def zoned(choices: tuple[int, ...], limit: int = 10) -> Attempts:
+    """Slots below 10 are in zone a, below 20 in b, the others nowhere."""
+    zones = "a" * 10 + "b" * 10
+    return Attempts(choices, budget(minimum=100), limit, lambda s: zones[s] if s < 20 else "")
+
+
+def test_a_zone_that_seems_lost_is_avoided() -> None:
+    asked: list[frozenset[str]] = []
+
+    def rest(ready_only: bool, avoid: frozenset[str]) -> tuple[int, ...]:
+        asked.append(avoid)
+        return (13, 5)
+
+    attempts = zoned((1, 2, 3, 12))
+    assert after(attempts, Fault.RESET) == 2, "one replica alone says nothing of its zone"
+    assert after(attempts, Fault.CONNECT) == 12
+    assert after(attempts, Fault.BACKPRESSURE, rest=rest) == 13, "not 3, which is near and ready"
+    assert asked == [frozenset("a")]
+    attempts = zoned((1, 2, 3), limit=3)
+    assert after(attempts, Fault.TIMEOUT, rest=rest) == 2
+    assert after(attempts, Fault.CONNECT, rest=rest) == 13
+
+
+def test_a_lost_zone_is_better_than_nobody() -> None:
+    def rest(ready_only: bool, avoid: frozenset[str]) -> tuple[int, ...]:
+        return (5, 13)  # the ready one first
+
+    attempts = zoned((1, 2, 3))
+    after(attempts, Fault.RESET)
+    near = {1, 2, 3, 5}.__contains__
+    assert after(attempts, Fault.RESET, near, rest) == 3, "b has nobody who is ready"
+    assert after(attempts, Fault.RESET, near, rest) == 5
+    assert after(attempts, Fault.RESET, near, rest) == 13
+
+
+def test_full_replicas_and_unknown_zones_say_nothing_of_a_zone() -> None:
+    attempts = zoned((1, 2, 3, 12))
+    for wanted in (2, 3):
+        assert after(attempts, Fault.BACKPRESSURE) == wanted
+    attempts = zoned((21, 22, 23, 12))
+    for wanted in (22, 23, 12):
+        assert after(attempts, Fault.RESET) == wanted

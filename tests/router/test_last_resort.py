@@ -135,6 +135,23 @@ def test_the_rest_is_told_in_order_and_without_the_ill_where_asked() -> None:
     idle(router)
 
 
+def test_the_rest_leaves_a_lost_zone_to_the_end() -> None:
+    """Of the same state, however idle its replicas look: nothing is open on what is dead."""
+    router = router_of(0)
+    pool = router.pools["default"]
+    for number in range(8):
+        zone = "a" if number < 6 else "b"
+        pool.add(ReplicaSpec(url=f"http://r{number}:80", name=f"r{number}", zone=zone), 0.0)
+    decision = router.decide(chat(), 0.0, 0)
+    for slot in (6, 7):
+        pool.ledger.open(slot, 100, 100, 0.0)
+    assert not {6, 7} & set(router.rest(decision.ticket, 0.0))
+    rest = router.rest(decision.ticket, 0.0, avoid=frozenset("a"))
+    assert set(rest[:2]) == {6, 7} and len(rest) == 5
+    states(router, *[READY] * 6, EJECTED, EJECTED)
+    assert not {6, 7} & set(router.rest(decision.ticket, 0.0, avoid=frozenset("a")))
+
+
 class Guard:
     """A filter that fails when it is told to."""
 
