@@ -271,12 +271,9 @@ class Pool:
             return
         previous, replica.load = replica.load, load
         own, past_first = self.ledger.requests[slot], self.ledger.running[slot]
-        foreign = self.foreign
-        known = own + foreign.told_requests[slot]
-        queued = max(0, own - past_first) + foreign.told_waiting[slot]
-        waiting = max(0.0, load.waiting - queued)
-        requests = max(0.0, load.waiting + load.running - known)
-        foreign.see(slot, requests, waiting, waiting * self.mean_uncached_tokens)
+        requests = max(0.0, load.waiting + load.running - own)
+        waiting = max(0.0, load.waiting - max(0, own - past_first))
+        self.foreign.see(slot, requests, waiting, self.mean_uncached_tokens, load.taken_at)
         self.kv_usage[slot] = min(1.0, max(0.0, load.kv_usage))
         self.pace.heard(slot, previous, load, self.backlog_tokens(slot) > 0)
         if load.asleep != (previous is not None and previous.asleep):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from array import array
+from math import inf
 from typing import Final
 
 from warmlane._core import cost
@@ -292,18 +293,20 @@ class Sharer:
         for own in self._pools():
             pool, size = own.pool, len(own.pool)
             sums = tuple([array("d", bytes(8 * size)) for _ in range(4)])
-            rate = work = 0.0
+            rate, work, said_at = 0.0, 0.0, inf
             for peer in self.peers.values():
                 heard = peer.pools.get(pool.name)
                 if heard is None:
                     continue
+                # A message under way for less than an interval tells of the time before.
+                said_at = min(said_at, peer.at - peer.every_s)
                 if heard.version != pool.version:
                     heard.columns, heard.version = _mapped(own, heard.told), pool.version
                 weight = peer.weight(now, self.settings.expire_s)
                 rate, work = rate + weight * heard.told.rate, work + weight * heard.told.work
                 for total, column in zip(sums, heard.columns, strict=True):
                     cost.blend(total, 1.0, column, weight, total)
-            pool.foreign.tell(sums)
+            pool.foreign.tell(sums, said_at)
             if own.lane.decider.price is not None:
                 own.lane.decider.price.others(rate, work)
 

@@ -165,18 +165,76 @@ def test_rates_and_placements_of_all_routers() -> None:
     assert mine is not None and ahead.ahead == pytest.approx(mine.ahead)
 
 
+def scrape(side: Sharer, now: float, waiting: float = 0, running: float = 0) -> float:
+    """Replica 0 shows this; requests there that this side takes for others' right after."""
+    pool = side.router.pools["default"]
+    pool.update_load(0, LoadSnapshot(taken_at=now, waiting=waiting, running=running))
+    return pool.foreign.requests[0]
+
+
 def test_a_scrape_shows_only_what_nobody_told() -> None:
     a, b = pair()
     for number in range(3):
         send(a, b"%d " % number + LONG, slot=0)
     b.hear(a.tell(0.1), 0.1)
-    pool = b.router.pools["default"]
-    pool.update_load(0, LoadSnapshot(taken_at=0.1, waiting=3))
-    assert pool.foreign.requests[0] == 3
-    pool.update_load(0, LoadSnapshot(taken_at=0.1, waiting=5))
-    assert pool.foreign.requests[0] == 5
+    foreign = b.router.pools["default"].foreign
+    assert scrape(b, 0.11, waiting=3) == 3
+    b.hear(a.tell(0.2), 0.2)
+    assert foreign.requests[0] == 3
+    scrape(b, 0.21, waiting=5)
+    b.hear(a.tell(0.3), 0.3)  # now it is known that the peer has no more than three
+    assert foreign.requests[0] == foreign.waiting[0] == 5
     b.age(2.5)  # the peer is gone: what the scrape showed beyond it stays
-    assert pool.foreign.requests[0] == 2
+    assert foreign.requests[0] == 2
+    assert scrape(b, 2.6, waiting=4) == 4  # nobody is left whose word to wait for
+
+
+def test_what_a_peer_sent_just_now_never_counts_twice() -> None:
+    """A scrape is ahead of the peer's word by up to an interval."""
+    a, b = pair()
+    foreign = b.router.pools["default"].foreign
+    b.hear(a.tell(0.1), 0.1)
+    ticket = send(a, LONG, slot=0)
+    assert scrape(b, 0.12, waiting=1) <= 1
+    for now in (0.15, 0.2, 0.25):
+        b.hear(a.tell(now), now)
+        assert (foreign.requests[0], foreign.waiting[0]) == (1, 1)
+        assert foreign.tokens[0] == a.router.pools["default"].ledger.prefill_tokens[0]
+    a.router.first_token(ticket, 0.26)
+    a.router.close(ticket, Outcome(), 0.27)
+    b.hear(a.tell(0.3), 0.3)  # over, and no scrape since the one that showed it
+    assert not foreign.some and not foreign.requests[0]
+
+
+def test_what_ended_at_a_peer_just_now_leaves_nothing_behind() -> None:
+    a, b = pair()
+    foreign = b.router.pools["default"].foreign
+    ticket = send(a, LONG, slot=0)
+    b.hear(a.tell(0.1), 0.1)
+    scrape(b, 0.12, waiting=1)
+    a.router.close(ticket, Outcome(), 0.13)
+    b.hear(a.tell(0.15), 0.15)
+    b.hear(a.tell(0.2), 0.2)
+    assert not foreign.some
+
+
+def test_scrapes_that_come_faster_than_words_are_believed_all_the_same() -> None:
+    a, b = pair()
+    foreign = b.router.pools["default"].foreign
+    for step in range(1, 40):  # scrapes every 10 ms, messages every 50
+        scrape(b, step * 0.01, running=4)
+        if step % 5 == 0:
+            b.hear(a.tell(step * 0.01), step * 0.01)
+    assert foreign.requests[0] == 4
+    scrape(b, 0.4)
+    for now in (0.45, 0.5):
+        b.hear(a.tell(now), now)
+    assert not foreign.some
+    scrape(b, 0.51, running=3)
+    b.router.pools["default"].remove("10.0.0.0:8000", 0.52)
+    for now in (0.55, 0.6):
+        b.hear(a.tell(now), now)
+    assert not foreign.some
 
 
 @pytest.mark.parametrize(
