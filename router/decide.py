@@ -48,6 +48,9 @@ _RESTS: Final = (ReplicaState.READY, ReplicaState.EJECTED, ReplicaState.JOINING)
 _FUSED: Final = ("prefix_hit", "inflight_tokens", "running_requests", "spread", "kv_usage")
 
 
+Zones = frozenset[str]
+
+
 class StaticMask:
     """Answer of the static filters for one (model, adapter) at one version of the pool."""
 
@@ -170,7 +173,7 @@ class Decider:
         request: Request,
         turn: int,
         ready_only: bool = False,
-        avoid: frozenset[str] = frozenset(),
+        avoid: Zones = frozenset(),
     ) -> tuple[int, ...]:
         """Whoever may serve a request that its choices failed: at most CHOICES, after `begin`.
 

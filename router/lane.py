@@ -17,7 +17,7 @@ from warmlane._core.hashing import root_key
 from warmlane._core.ledger import TICKET_BITS, LedgerFull
 from warmlane.router.catalog import Target
 from warmlane.router.config import Config, PoolConfig
-from warmlane.router.decide import LAST_RESORT, Decider
+from warmlane.router.decide import LAST_RESORT, Decider, Zones
 from warmlane.router.errors import NoReplica
 from warmlane.router.lane_open import Chosen, Named, Open, Recording, tickets_full
 from warmlane.router.metrics import Metrics
@@ -250,9 +250,7 @@ class Lane(Desk):
         whole = tuple([int(hits[slot]) for slot in choices])
         return choices, whole, hit, hit / self.view.factors[choices[0]]
 
-    def rest(
-        self, ticket: int, now: float, ready_only: bool, avoid: frozenset[str] = frozenset()
-    ) -> tuple[int, ...]:
+    def rest(self, ticket: int, now: float, ready_only: bool, avoid: Zones) -> tuple[int, ...]:
         """Whom else the pool has for this open request; see `Decider.rest`."""
         opened = self._open.get(ticket & _TICKET_MASK)
         if opened is None:

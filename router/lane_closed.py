@@ -5,6 +5,7 @@ Numbers of lanes are never used again, so that late news of its tickets finds th
 
 from __future__ import annotations
 
+from warmlane.router.decide import Zones
 from warmlane.router.types import Outcome
 
 
@@ -21,9 +22,7 @@ class ClosedLane:
     def moved(self, ticket: int, slot: int, now: float) -> None:
         """Too late."""
 
-    def rest(
-        self, ticket: int, now: float, ready_only: bool, avoid: frozenset[str]
-    ) -> tuple[int, ...]:
+    def rest(self, ticket: int, now: float, ready_only: bool, avoid: Zones) -> tuple[int, ...]:
         return ()
 
     def learn_pace(self, ticket: int, now: float) -> None:
