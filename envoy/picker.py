@@ -124,6 +124,7 @@ class Picker(Gate):
         self.shadow = Shadow(router, config.shadow)
         self.tokens: TokenSource | None = None  # set by the server, where a pool is exact
         self.adapters: AdapterFeed | None = None  # set by the server
+        self.failing: Callable[[str, str], None] | None = None  # set by the server
         # Endpoints by name ("host:port") -> "ip:port"; filled by `addresses.Resolver`.
         self.addresses: dict[str, str] = {}
         self._ways: dict[str, Ways] = {}
@@ -256,6 +257,12 @@ class Picker(Gate):
             and way.replica.state is ReplicaState.READY
         }
         return frozenset(found) or None
+
+    def _failed(self, side: Ways, slot: int) -> None:
+        """A client got 5xx for a request that went there."""
+        replica = side.pool.replicas[slot] if 0 <= slot < len(side.pool.replicas) else None
+        if self.failing is not None and replica is not None:
+            self.failing(side.name, replica.name)
 
     def readdressed(self) -> None:
         """Addresses changed: ways are made anew."""

@@ -116,6 +116,8 @@ class Reply(Course):
         if part.status == 404 and self._decision.adapter and self._kind in GENERATES:
             self._ways.pool.adapters.missing(self._slot, self._decision.adapter)
         if part.status >= 400 or not self._stream:
+            if part.status >= 500:
+                picker._failed(self._ways, self._slot)
             picker.router.first_token(self._decision.ticket, now)
         else:
             picker.predicted.watch(self._decision.ticket, self._slot, now, end=False)

@@ -48,6 +48,7 @@ class Server:
         self.picker = Picker(running.router, running.config)
         self.picker.tokens = running.feeds.tokens
         self.picker.adapters = running.feeds.adapters
+        self.picker.failing = running.feeds.failing
         self.health = Health()
         self.tls: Tls | None = None if self.options.insecure else Tls(self.options)
         self.resolver = Resolver(self.picker)

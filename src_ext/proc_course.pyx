@@ -326,6 +326,8 @@ cdef class Course:
         cdef double now = monotonic()
         self._answered_at = now
         self._http_status = part.status
+        if part.status >= 500:
+            self._picker._failed(self.lead.side, self.pick.slots[0])
         if part.status >= 400 or not self._stream:
             self.lead.desk.first_token(self.lead, self.pick, now)
         else:

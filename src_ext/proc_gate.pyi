@@ -29,6 +29,8 @@ class Gate(Leads):
     ends: dict[tuple[str, ...], int]
     plain_requests: int  # decided by a course
     handed_on: int  # of these, those that the Python half went on with
+    def _failed(self, side: Any, slot: int) -> None:
+        """A client got 5xx for a request that went there. side: what its Lead keeps of the pool."""
 
 def _fail_allocation_after(count: int) -> None:
     """Tests only: the allocation after `count` more of this module fails once."""

@@ -25,6 +25,10 @@ cdef class Link:
 cdef class Gate(Leads):
     """What all streams of one endpoint picker share; see proc_gate.pxd."""
 
+    def _failed(self, side, Py_ssize_t slot):
+        """A client got 5xx for a request that went there."""
+        raise NotImplementedError
+
     def __dealloc__(self):
         while self.spares:
             self.spares -= 1

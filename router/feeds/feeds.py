@@ -256,6 +256,12 @@ class Feeds:
                 replica.reason,
             )
 
+    def failing(self, pool: str, replica: str) -> None:
+        """A request failed there: its probe has a look now."""
+        prober = self.probers.get((pool, replica))
+        if prober is not None:
+            prober.hurry()
+
     def _begin(self, pool: Pool, replica: Replica) -> None:
         session = self._session
         if session is None:  # closing

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -26,6 +27,7 @@ log = logging.getLogger("warmlane.feeds")
 
 _REJOIN_PROBES = 2  # good ones in a row: one may be the last answer of a dying process
 _JOIN_INTERVAL_S = 0.25  # a new replica is wanted soon
+_HURRY_S = 0.1  # between two probes of a replica whose requests fail
 _MAX_BYTES = 4_194_304  # /v1/models with thousands of adapters is about 1 MB
 _NO_SUCH_PATH = frozenset({401, 403, 404, 405, 501})  # alive, but does not answer this
 
@@ -55,12 +57,30 @@ class Prober:
         self.trouble = ""
         self._models_due = 0.0
         self._pausable = True  # until /is_paused is answered 404
+        self._asked = asyncio.Event()  # requests fail there
         self._random = random.Random(f"probe/{pool.name}/{replica.name}")
 
     async def run(self) -> None:
         while True:
-            await self.once()
-            await asyncio.sleep(self.delay_s())
+            hurried = self._asked.is_set()
+            self._asked.clear()
+            well = await self.once()
+            if hurried and not well:
+                self._asked.set()  # until the probe has an opinion
+            delay_s = self.delay_s()
+            await asyncio.sleep(min(delay_s, _HURRY_S))
+            await self._wait(delay_s - _HURRY_S)
+
+    def hurry(self) -> None:
+        """A request failed there: probe now, and again soon while that fails, too."""
+        if self.replica.health is ReplicaState.READY:
+            self._asked.set()
+
+    async def _wait(self, seconds: float) -> None:
+        if self.replica.health is not ReplicaState.READY:
+            self._asked.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._asked.wait(), max(0.0, seconds))
 
     async def once(self) -> bool:
         """One probe and what follows from it. True: the replica is well."""

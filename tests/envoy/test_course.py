@@ -296,6 +296,22 @@ def test_both_halves_do_the_same(level: int, seed: int) -> None:
     assert made.plain_requests > 30
 
 
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize(("status", "told"), [(200, 0), (404, 0), (500, 1), (503, 1)])
+def test_an_answer_of_5xx_is_told_to_the_probe(
+    level: int, plain: bool, status: int, told: int
+) -> None:
+    made = picker(level, plain)
+    seen: list[tuple[str, str]] = []
+    made.failing = lambda pool, replica: seen.append((pool, replica))
+    stream, endpoint = chosen(made)
+    stream.receive(envoy.response_headers(status))
+    stream.closed()
+    assert seen == [("default", endpoint)] * told
+    assert made.router.open_tickets == 0
+
+
 # Memory that is refused
 
 

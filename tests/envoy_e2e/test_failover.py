@@ -65,6 +65,20 @@ async def test_one_address_has_no_second(tmp_path: Path) -> None:
         assert 503 in statuses and 200 in statuses
 
 
+async def test_what_clients_could_not_reach_is_soon_out(tmp_path: Path, transport: str) -> None:
+    """Nobody probes for ten minutes, unless a client got a 503."""
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("probe: {interval_s: 600}\n")
+    options = ("--policy", "round-robin", "--transport", transport, "--config", str(settings))
+    async with stage(tmp_path, pickers={"picker": options}) as made:
+        await some(made, 2)
+        await made.backends[0].stop()
+        ends = time.monotonic() + 20
+        while {answer.status for answer in await some(made, 4)} != {200}:
+            assert time.monotonic() < ends, "still sent there"
+            await asyncio.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "mode", "lost"),
     [

@@ -241,3 +241,24 @@ async def test_run_ends_when_cancelled(session: aiohttp.ClientSession) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert task.cancelled()
+
+
+async def test_failing_requests_hurry_a_probe(session: aiohttp.ClientSession) -> None:
+    """An interval of ten minutes: what happens here happens because it was asked to."""
+    async with Engine() as engine:
+        one = prober(session, engine, interval_s=600.0, failures=3)
+        task = asyncio.create_task(one.run())
+        await until(lambda: state(one) is ReplicaState.READY)
+        one.hurry()
+        await until(lambda: engine.seen["/health"] == 2)
+        await asyncio.sleep(0)
+        assert state(one) is ReplicaState.READY  # it is well: the requests' own fault
+        engine.health = 503
+        one.hurry()
+        await until(lambda: state(one) is ReplicaState.EJECTED)
+        assert engine.seen["/health"] == 5
+        one.hurry()  # nothing is sent there any more: no hurry
+        await asyncio.sleep(0.3)
+        assert engine.seen["/health"] == 5
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
