@@ -121,6 +121,7 @@ WITHOUT: dict[str, str] = {
     "m: bound of that": "crowd=1e9",
     "x: slower decoding": "decode=0",
     "g: copies": "copy=0",
+    "b: wait for room": "scarcity=0",
     "w: even filling": "spread=0",
     "q: attention": "pair=0",
     "F: learned pace": "learn=0",

@@ -134,6 +134,22 @@ class Decider:
             raise self._none(static.removed)
         return mix.choose(blocks, block_tokens, prompt_tokens, static.mask, pool.foreign.some, rand)
 
+    def placed(self, prompt_tokens: float, hit_tokens: float) -> None:
+        """A decision that was not `quick` is booked."""
+        if self.price is not None:
+            self.price.placed(prompt_tokens, hit_tokens)
+
+    def tick(self, now: float, output_tokens: float) -> None:
+        """What the price learns from the pool, now and then. output_tokens: of a mean answer."""
+        price, pool = self.price, self.pool
+        if price is None:
+            return
+        for replica in pool:
+            capacity = pool.capacity_tokens(replica) if replica.load is not None else None
+            price.holds(replica.slot, capacity or 0.0, pool.kv_usage[replica.slot])
+        requests = sum(pool.ledger.requests[: len(pool)])
+        price.tick(now, sum(pool.ready), output_tokens, requests)
+
     def mask_of(self, model: str) -> array[int] | None:
         """Who may serve a model, to be used until the pool changes; None: nobody."""
         if self._version != self.pool.version:

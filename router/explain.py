@@ -17,6 +17,7 @@ from warmlane.router.errors import NoReplica
 from warmlane.router.lane import Prepared
 from warmlane.router.pool import Pool
 from warmlane.router.registry import Weighted
+from warmlane.scorers.price import PriceScorer
 
 
 class ScoreLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +36,7 @@ class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
     adapter, adapter_s: state of the request's adapter there, and the seconds that it costs.
     requests, decode_tokens: of this router. foreign_*: of others, as peers tell or scrapes show;
     prefill_tokens holds both.
+    price: what the price is the sum of, in tokens of prefill by term (docs/policies.md).
     doubt: why its predicted hits lastingly do not come true (`watchdog`), "" while they do.
     """
 
@@ -49,6 +51,7 @@ class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
     hit_tokens: int = 0
     trust: float = 1.0
     scores: list[ScoreLine] = []
+    price: dict[str, float] = {}
     total: float | None = None
     order: int | None = None
     requests: int = 0
@@ -98,6 +101,7 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
     if nobody is None:
         candidates.scale()
     lines = _score_lines(decider, prepared) if nobody is None and decider.needs_hits else {}
+    terms = _terms(decider) if lines else []
     scored = bool(lines) and not fallback
     waiting = candidates.waiting
     said = [lane.view.said(slot, prepared.request, target.adapter) for slot in range(len(pool))]
@@ -114,6 +118,7 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
             hit_tokens=int(candidates.hit_tokens[slot]),
             trust=lane.view.belief(slot, prepared.request),
             scores=lines.get(slot, []),
+            price=terms[slot] if terms and slot not in removed_by else {},
             total=decider.totals[slot] if scored and slot not in removed_by else None,
             order=order.index(slot) if slot in order else None,
             prefill_tokens=candidates.prefill_tokens[slot],
@@ -204,6 +209,15 @@ def _score_lines(decider: Decider, prepared: Prepared) -> dict[int, list[ScoreLi
                 )
             )
     return lines
+
+
+def _terms(decider: Decider) -> list[dict[str, float]]:
+    """By slot, the terms of the price that are not 0; [] for a policy without one."""
+    for item in decider.parts.scorers:
+        if isinstance(item.scorer, PriceScorer):
+            found = item.scorer.terms(decider.candidates)
+            return [{name: value for name, value in each.items() if value} for each in found]
+    return []
 
 
 def _column(item: Weighted, decider: Decider, prepared: Prepared) -> array[float] | None:

@@ -97,7 +97,8 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
                 f"{line['scorer']} {_number(line['score'])} x {line['weight']:g}"
                 for line in row["scores"]
             )
-            + _adapter(row),
+            + _adapter(row)
+            + _price(row),
         )
     console.print(table)
     for row in e["replicas"]:
@@ -120,6 +121,12 @@ def _order(row: Mapping[str, Any]) -> tuple[bool, int, str]:
 def _adapter(row: Mapping[str, Any]) -> str:
     """State of the request's LoRA adapter there, and what it costs."""
     return f", adapter {row['adapter']} {row['adapter_s']:.3g} s" if row.get("adapter") else ""
+
+
+def _price(row: Mapping[str, Any]) -> str:
+    """The terms of its price, in tokens."""
+    terms = row.get("price", {}).items()
+    return ": " + " + ".join(f"{name} {value:.0f}" for name, value in terms) if terms else ""
 
 
 def _requests(row: Mapping[str, Any]) -> str:

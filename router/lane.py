@@ -145,8 +145,7 @@ class Lane(Desk):
             else:
                 chosen = self._decide_slowly(prepared, now, rand)
                 fallback = self.decider.fallback
-                if self.decider.price is not None:
-                    self.decider.price.placed(prompt_tokens, chosen[2])
+                self.decider.placed(prompt_tokens, chosen[2])
         except NoReplica as nobody:
             if not self.last_resort:
                 raise
@@ -341,8 +340,7 @@ class Lane(Desk):
         for slot, told, chat, requests, prompt, predicted, cached in self.take_evidence():
             traits, actual = CHAT if chat else 0, cached if told else None
             self.watchdog.answered(slot, traits, predicted, actual, prompt, requests)
-        if (price := self.decider.price) is not None:
-            price.tick(now, sum(self.pool.ready), self.output_tokens)
+        self.decider.tick(now, self.output_tokens)
         remains = self.view.maintain(budget_us)
         self.pool.reap(self.view.is_free)
         self.pool.fade(now)

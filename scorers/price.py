@@ -36,6 +36,22 @@ class PriceScorer:
         self.price = Price(learn=bool(learn), **constants)
         self._per_s = 1.0 / constants.get("seconds_per_token", SECONDS_PER_TOKEN)
 
+    def terms(self, candidates: Candidates) -> list[dict[str, float]]:
+        """Tokens that each part of the price of each slot is, for `explain`."""
+        size = len(candidates)
+        found = self.price.terms(
+            candidates.prompt_tokens,
+            candidates.hit_tokens,
+            candidates.prefill_tokens,
+            array("d", candidates.requests[:size]),
+            candidates.placed_tokens,
+            candidates.mask,
+        )
+        if candidates.adapter_s is not None:
+            for each, seconds in zip(found, candidates.adapter_s, strict=True):
+                each["adapter"] = seconds * self._per_s
+        return found
+
     def score(self, request: Request, candidates: Candidates) -> array[float]:
         out = candidates.out
         greatest = self.price.prices(

@@ -111,8 +111,8 @@ cdef int score_prices(
         running[at] = open_at(view, at)
     price.cover(view.size)
     greatest = fill_prices(
-        &price.rates, price.factors, price.away, view.prompt, hits, waiting, running, view.placed,
-        view.kept, view.size, totals,
+        &price.rates, price.sites, view.prompt, hits, waiting, running, view.placed, view.kept,
+        view.size, totals, NULL,
     )
     if not isfinite(greatest):
         raise ValueError("a price is not finite")

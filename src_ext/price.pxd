@@ -2,15 +2,20 @@
 
 own(u, c)  = u + q u (c + u / 2)            work of u new tokens behind c cached ones
 price(r)   = F_r V_r f                      prefill in line there, f the work of a token of it
-           + own (F_r + theta + F_r i min(n_r, m))  mine, delays later, the n_r that run there
+           + own (F_r + theta + F_r i n'_r)  mine, delays later, those that run there
            + x n_r o (k (L + o / 2) + s)    what my o tokens of decoding cost them
            + g own(c_max - c, c)            a copy of what another replica holds pushes others out
            + min(w (P_r - P_min), limit)    lately placed tokens: caches are filled evenly
+           + d_r max(V_r + u - R_r, 0)      tokens that find no room in the KV cache, until it has
            + Z_r                            another zone than the router's
-theta      = p lambda mean(V) / (1 - rho)   arrivals that wait until the backlog clears
+n'_r       = max(n + clamp(n_r - n, -m, m), 0), n the mean of n_r: with the fleet's mean batch, new
+             tokens are dear everywhere alike; what one replica has more counts up to m
+theta      = p lambda mean(V + d max(V - R, 0)) / (1 - rho)   arrivals until the backlog clears
 F_r        how much slower than the middle replica this one prefills, learned (pace.h); what is
            saved for others is in tokens of the middle one, else a slow replica looks dear when
            everybody is busy and a fast one cheap whatever its line
+R_r        KV tokens that are free there less a share of all for the growth of those who run
+d_r        b S / (a K_r): K_r tokens in use come free in S seconds, the mean stay of a request
 """
 
 from libc.stdint cimport int64_t, uint8_t
@@ -32,24 +37,37 @@ cdef struct Rates:
     double output                   # o, tokens
     double spread, spread_limit     # w, tokens
     double crowd                    # m, requests
+    double stay                     # b S / a, tokens of prefill
     double ahead                    # p lambda a / (1 - rho), 1 / tokens of mean backlog
     double work                     # f
     double tie                      # t: all below least + t own(L, 0) are equally good
 
 
+cdef struct Site:                   # of one replica
+    double factor                   # F
+    double away                     # Z, tokens
+    double room                     # R, tokens; infinity: not known
+    double used                     # K, tokens
+
+
+cdef enum:
+    TERMS = 9                       # of a price, in the order of the sum above
+
+
 cdef double own_work(const Rates* rates, double uncached, double cached) noexcept nogil
 # Fills `prices` where kept; the greatest of them, infinity when one is not finite. hits, waiting,
-# placed: tokens; running: requests; factors: F of each slot, away: Z.
+# placed: tokens; running: requests. terms: TERMS of each slot, or NULL.
 cdef double fill_prices(
-    const Rates* rates, const double* factors, const double* away, double prompt,
-    const double* hits, const double* waiting, const double* running, const double* placed,
-    const uint8_t* kept, Py_ssize_t size, double* prices,
+    const Rates* rates, const Site* sites, double prompt, const double* hits,
+    const double* waiting, const double* running, const double* placed, const uint8_t* kept,
+    Py_ssize_t size, double* prices, double* terms,
 ) noexcept nogil
 
 
 cdef class Price:
     cdef Rates rates
     cdef double strength, seconds, rho_cap, window      # p, a, cap of rho, seconds
+    cdef double scarcity, reserve                       # b, share kept for growth
     cdef double arrived, worked, tokens, at, known
     cdef double mean_own, mean_uncached, mean_prompt
     cdef readonly double own_rate, own_work             # of this router: 1/s, tokens a second
@@ -57,12 +75,13 @@ cdef class Price:
 
     cdef bint learns
     cdef Pace* paces                                    # by slot
-    cdef double* factors                                # by slot
-    cdef double* away                                   # by slot, tokens
+    cdef Site* sites                                    # by slot
     cdef Py_ssize_t slots
 
     cdef void note(self, double prompt, double hit) noexcept nogil
     cdef void compare(self) noexcept nogil              # factors from paces
+    cdef void blank(self, Py_ssize_t slot) noexcept nogil    # nothing is known of it
+    cdef object told(self, double prompt, hits, waiting, running, placed, mask, out, parts)
     cdef int cover(self, Py_ssize_t slots) except -1    # room for so many slots
     # A first token came `seconds` after the decision, with so many tokens in line at that time.
     cdef int learn(self, Py_ssize_t slot, double tokens, double seconds) except -1

@@ -13,15 +13,17 @@ class Price:
     on H100, H200 and A100; twice or half of them changes little (docs/policies.md).
 
     pair: attention of one query-key pair. interference: weight of the delay that a prefill brings
-    to requests that run there, of which at most `crowd` are counted. decode: weight of the
-    slow-down by one more sequence; context and sequence: its cost a cached token and by itself.
-    copy: weight of storing once more what another replica holds. strength: of the price of
-    backlog. seconds_per_token: of prefill, for the load alone. rho_cap: greatest utilisation
-    believed. window_s: memory of the arrival rate. output: expected tokens of an answer until
-    `tick` says better. spread: weight of a token that was placed there of late beyond the least
-    filled, up to spread_limit in all. learn: whether replicas may turn out to be of unequal pace
-    (`heard`); what is within half of the middle one counts as equal, what is slower or faster is
-    believed up to 4 times.
+    to requests that run there: the mean number of all replicas, and what one has more or less up to
+    `crowd`. decode: weight of the slow-down by one more sequence; context and sequence: its cost a
+    cached token and by itself. copy: weight of storing once more what another replica holds.
+    strength: of the price of backlog. seconds_per_token: of prefill, for the load and for the wait
+    for room alone. rho_cap: greatest utilisation believed. window_s: memory of the arrival rate.
+    output: expected tokens of an answer until `tick` says better. spread: weight of a token that
+    was placed there of late beyond the least filled, up to spread_limit in all. scarcity: weight of
+    the wait for room in a full KV cache; reserve: share of the cache that is left for the growth of
+    those who run. learn: whether replicas may turn out to be of unequal pace (`heard`); what is
+    within half of the middle one counts as equal, what is slower or faster is believed up to 4
+    times.
     Raises ValueError for what is negative, infinite or out of range.
     """
 
@@ -42,6 +44,8 @@ class Price:
         spread: float = 0.005,
         spread_limit: float = 4096.0,
         crowd: float = 12.0,
+        scarcity: float = 1.0,
+        reserve: float = 0.1,
         learn: bool = True,
     ) -> None: ...
     def prices(
@@ -60,6 +64,20 @@ class Price:
         placed: tokens placed there of late.
         Raises TypeError and ValueError for columns of another type or too short, and for a price
         that is not finite.
+        """
+
+    def terms(
+        self,
+        prompt: float,
+        hits: _Floats,
+        waiting: _Floats,
+        running: _Floats,
+        placed: _Floats,
+        mask: _Masks,
+    ) -> list[dict[str, float]]:
+        """What each price is the sum of, by slot; 0 where masked. Arguments and errors of `prices`.
+
+        line, own, later (theta), delays (of those who run there), decode, copy, spread, room, zone.
         """
 
     def placed(self, prompt: float, hit: float) -> None:
@@ -89,6 +107,12 @@ class Price:
         Raises ValueError for a negative slot and for tokens that are negative or not finite.
         """
 
+    def holds(self, slot: int, capacity: float, usage: float) -> None:
+        """KV cache of a replica in tokens (below 1: not known), and the share of it that is in use.
+
+        Raises ValueError for what is negative, not finite, or a usage above 1.
+        """
+
     def heard(self, slot: int, tokens: float, seconds: float) -> None:
         """A first token came `seconds` after its decision, with so many uncached tokens in line.
 
@@ -109,10 +133,11 @@ class Price:
         each was predicted by what had been learned before it. From nothing after `forget`.
         """
 
-    def tick(self, now: float, replicas: int, output: float) -> None:
+    def tick(self, now: float, replicas: int, output: float, requests: float = 0.0) -> None:
         """Now and then (a second or so): rates as of `now` over that many replicas.
 
-        output: mean tokens of an answer.
+        output: mean tokens of an answer. requests: of this router that are open, which with their
+        rate tell how long one stays.
         """
 
     @property

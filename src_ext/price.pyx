@@ -4,6 +4,8 @@ cimport cython
 from libc.math cimport INFINITY, exp, isfinite
 from libc.stdint cimport int64_t, uint8_t
 
+from array import array as new_array
+
 from warmlane._core.columns cimport Column, Scope, borrow, borrow_out, give_back
 
 
@@ -21,8 +23,14 @@ cdef extern from "pace.h":
 cdef enum:
     MAX_SLOTS = 1 << 16
 
+cdef tuple NAMES = (
+    "line", "own", "later", "delays", "decode", "copy", "spread", "room", "zone",
+)
+
 cdef double FACTOR_MOST = 4.0       # beyond, a replica is ill rather than slow
 cdef double FACTOR_LEAST = 0.65     # 1 / 1.54: closer ones may differ by their load alone
+cdef double USED_LEAST = 0.1        # share of a KV cache that is taken to come free in a mean stay
+cdef double STAY_MOST = 300.0       # seconds
 cdef double MEAN_STEP = 0.005  # exponential mean over about the last 200 decisions
 
 
@@ -30,37 +38,51 @@ cdef double own_work(const Rates* rates, double uncached, double cached) noexcep
     return uncached + rates.pair * uncached * (cached + uncached / 2.0)
 
 
+cdef inline double short_of(const Rates* rates, const Site* site, double tokens) noexcept nogil:
+    """Wait for room in the KV cache with so many tokens to come, in tokens of prefill."""
+    return rates.stay * (tokens - site.room) / site.used if tokens > site.room else 0.0
+
+
 cdef double fill_prices(
-    const Rates* rates, const double* factors, const double* away, double prompt,
-    const double* hits, const double* waiting, const double* running, const double* placed,
-    const uint8_t* kept, Py_ssize_t size, double* prices,
+    const Rates* rates, const Site* sites, double prompt, const double* hits,
+    const double* waiting, const double* running, const double* placed, const uint8_t* kept,
+    Py_ssize_t size, double* prices, double* terms,
 ) noexcept nogil:
     cdef double most = 0.0, total = 0.0, own, ahead, decode, count = 0.0, greatest = 0.0
-    cdef double least = INFINITY, filled, crowd, factor, best = INFINITY
-    cdef Py_ssize_t at
+    cdef double least = INFINITY, filled, crowd, factor, best = INFINITY, busy = 0.0
+    cdef double[TERMS] part
+    cdef Py_ssize_t at, term
     for at in range(size):
         if kept[at]:
             most = hits[at] if hits[at] > most else most
-            total += waiting[at]
+            total += waiting[at] + short_of(rates, &sites[at], waiting[at])
+            busy += running[at]
             count += 1.0
             least = placed[at] if placed[at] < least else least
     ahead = rates.ahead * rates.work * total / count if count else 0.0
+    busy = busy / count if count else 0.0
     decode = rates.output * (rates.context * (prompt + rates.output / 2.0) + rates.sequence)
     for at in range(size):
         if not kept[at]:
             continue
         own = own_work(rates, prompt - hits[at], hits[at])
-        crowd = running[at] if running[at] < rates.crowd else rates.crowd
+        crowd = busy + min(max(running[at] - busy, -rates.crowd), rates.crowd)
         filled = rates.spread * (placed[at] - least)
-        factor = factors[at]
-        prices[at] = (
-            factor * waiting[at] * rates.work
-            + own * (factor + ahead + factor * rates.interference * crowd)
-            + rates.decode * running[at] * decode
-            + rates.copy * own_work(rates, most - hits[at], hits[at])
-            + (filled if filled < rates.spread_limit else rates.spread_limit)
-            + away[at]
-        )
+        factor = sites[at].factor
+        part[0] = factor * waiting[at] * rates.work
+        part[1] = factor * own
+        part[2] = ahead * own
+        part[3] = factor * rates.interference * max(crowd, 0.0) * own
+        part[4] = rates.decode * running[at] * decode
+        part[5] = rates.copy * own_work(rates, most - hits[at], hits[at])
+        part[6] = filled if filled < rates.spread_limit else rates.spread_limit
+        part[7] = short_of(rates, &sites[at], waiting[at] + prompt - hits[at])
+        part[8] = sites[at].away
+        prices[at] = 0.0
+        for term in range(TERMS):
+            prices[at] += part[term]
+            if terms != NULL:
+                terms[TERMS * at + term] = part[term]
         if not isfinite(prices[at]):
             return INFINITY
         greatest = prices[at] if prices[at] > greatest else greatest
@@ -82,14 +104,18 @@ cdef class Price:
         double context=1e-3, double sequence=0.2, double copy=1.0, double strength=2.0,
         double seconds_per_token=40e-6, double rho_cap=0.9, double window_s=60.0,
         double output=256.0, double spread=0.005, double spread_limit=4096.0,
-        double crowd=12.0, bint learn=True,
+        double crowd=12.0, double scarcity=1.0, double reserve=0.1, bint learn=True,
     ):
         given = (pair, interference, decode, context, sequence, copy, strength, output,
-                 spread, spread_limit, crowd)
+                 spread, spread_limit, crowd, scarcity)
         if not all(isfinite(each) and each >= 0.0 for each in given):
             raise ValueError("the price's constants must be finite and not negative")
         if not (0.0 < seconds_per_token < 1.0 and 0.0 <= rho_cap < 1.0 and window_s > 0.0):
             raise ValueError("seconds_per_token, rho_cap or window_s is out of range")
+        if not 0.0 <= reserve < 1.0:
+            raise ValueError("reserve must be 0 to 1, less than all")
+        self.scarcity, self.reserve = scarcity, reserve
+        self.rates.stay = 0.0
         self.rates.pair, self.rates.interference = pair, interference
         self.rates.decode, self.rates.context = decode, context
         self.rates.sequence, self.rates.copy = sequence, copy
@@ -107,8 +133,7 @@ cdef class Price:
 
     def __dealloc__(self):
         wl_free(self.paces)
-        wl_free(self.factors)
-        wl_free(self.away)
+        wl_free(self.sites)
 
     cdef int cover(self, Py_ssize_t slots) except -1:
         cdef Py_ssize_t at
@@ -121,20 +146,20 @@ cdef class Price:
         if grown == NULL:
             raise MemoryError("no memory for the pace of replicas")
         self.paces = <Pace*>grown
-        grown = wl_realloc(self.factors, <size_t>slots * sizeof(double))
+        grown = wl_realloc(self.sites, <size_t>slots * sizeof(Site))
         if grown == NULL:
-            raise MemoryError("no memory for the pace of replicas")
-        self.factors = <double*>grown
-        grown = wl_realloc(self.away, <size_t>slots * sizeof(double))
-        if grown == NULL:
-            raise MemoryError("no memory for the distance of replicas")
-        self.away = <double*>grown
+            raise MemoryError("no memory for what is known of replicas")
+        self.sites = <Site*>grown
         for at in range(self.slots, slots):
-            self.away[at] = 0.0
-            pace_reset(&self.paces[at], self.seconds * 1000.0)
-            self.factors[at] = 1.0
+            self.sites[at].away = 0.0
+            self.blank(at)
         self.slots = slots
         return 0
+
+    cdef void blank(self, Py_ssize_t slot) noexcept nogil:
+        pace_reset(&self.paces[slot], self.seconds * 1000.0)
+        self.sites[slot].factor = 1.0
+        self.sites[slot].room, self.sites[slot].used = INFINITY, 1.0
 
     cdef int learn(self, Py_ssize_t slot, double tokens, double seconds) except -1:
         if not self.learns or slot < 0 or not isfinite(tokens) or not isfinite(seconds):
@@ -149,20 +174,28 @@ cdef class Price:
 
     def forget(self, Py_ssize_t slot):
         if 0 <= slot < self.slots:
-            pace_reset(&self.paces[slot], self.seconds * 1000.0)
-            self.factors[slot] = 1.0
+            self.blank(slot)
 
     def move(self, Py_ssize_t slot, double tokens):
         if not (isfinite(tokens) and tokens >= 0.0 and slot >= 0):
             raise ValueError(f"tokens must be finite and not negative, slot too: {tokens}, {slot}")
         self.cover(slot + 1)
-        self.away[slot] = tokens
+        self.sites[slot].away = tokens
+
+    def holds(self, Py_ssize_t slot, double capacity, double usage):
+        if not (isfinite(capacity) and capacity >= 0.0 and 0.0 <= usage <= 1.0 and slot >= 0):
+            raise ValueError(f"{capacity} tokens, usage {usage} or slot {slot} is out of range")
+        self.cover(slot + 1)
+        self.sites[slot].room, self.sites[slot].used = INFINITY, 1.0
+        if capacity >= 1.0:
+            self.sites[slot].room = (1.0 - usage - self.reserve) * capacity
+            self.sites[slot].used = max(usage, USED_LEAST) * capacity
 
     def pace(self, Py_ssize_t slot):
         if not 0 <= slot < self.slots:
             return (1.0, 0.0, 0.0, 0)
         pace = self.paces[slot]
-        return (self.factors[slot], pace.base, pace.slope / 1000.0, int(pace.count))
+        return (self.sites[slot].factor, pace.base, pace.slope / 1000.0, int(pace.count))
 
     def foretold(self, Py_ssize_t slot):
         if not 0 <= slot < self.slots:
@@ -180,7 +213,7 @@ cdef class Price:
                 factor = min(max(factor, 1.0 / FACTOR_MOST), FACTOR_MOST)
                 if FACTOR_LEAST <= factor <= 1.0 / FACTOR_LEAST:
                     factor = 1.0
-            self.factors[at] = factor
+            self.sites[at].factor = factor
 
     cdef void note(self, double prompt, double hit) noexcept nogil:
         cdef double own = own_work(&self.rates, prompt - hit, hit)
@@ -203,8 +236,8 @@ cdef class Price:
             raise ValueError(f"others' rates must be finite and not negative: {rate}, {work}")
         self.other_rate, self.other_work = rate, work
 
-    def tick(self, double now, Py_ssize_t replicas, double output):
-        cdef double kept, rate, rho
+    def tick(self, double now, Py_ssize_t replicas, double output, double requests=0.0):
+        cdef double kept, rate, rho, stay
         if self.at < 0.0 or now <= self.at or replicas < 1:
             self.at = now if self.at < 0.0 else self.at
             return
@@ -218,6 +251,9 @@ cdef class Price:
         rho = (self.own_work + self.other_work) * self.seconds / replicas
         rho = rho if rho < self.rho_cap else self.rho_cap
         self.rates.ahead = self.strength * rate * self.seconds / (1.0 - rho)
+        stay = requests / self.own_rate if self.own_rate > 0.0 else 0.0  # Little's law
+        stay = stay if 0.0 <= stay < STAY_MOST else STAY_MOST
+        self.rates.stay = self.scarcity * stay / self.seconds
         self.rates.output = output if isfinite(output) and output > 0.0 else 0.0
         if self.mean_uncached > 1.0:
             self.rates.work = self.mean_own / self.mean_uncached
@@ -225,10 +261,22 @@ cdef class Price:
         self.worked *= kept
 
     def prices(self, double prompt, hits, waiting, running, placed, mask, out):
+        return self.told(prompt, hits, waiting, running, placed, mask, out, None)
+
+    def terms(self, double prompt, hits, waiting, running, placed, mask):
+        size = len(mask)
+        out, parts = new_array("d", bytes(8 * size)), new_array("d", bytes(8 * TERMS * size))
+        self.told(prompt, hits, waiting, running, placed, mask, out, parts)
+        return [
+            dict(zip(NAMES, parts[TERMS * at:TERMS * (at + 1)], strict=True)) for at in range(size)
+        ]
+
+    cdef object told(self, double prompt, hits, waiting, running, placed, mask, out, parts):
         cdef Scope scope
-        cdef Column held, line, busy, filled, kept, prices
+        cdef Column held, line, busy, filled, kept, prices, terms
         cdef double greatest
         scope.held = 0
+        terms.data = NULL
         try:
             borrow(&scope, mask, b"B", &kept)
             borrow(&scope, hits, b"d", &held)
@@ -236,6 +284,8 @@ cdef class Price:
             borrow(&scope, running, b"d", &busy)
             borrow(&scope, placed, b"d", &filled)
             borrow_out(&scope, out, b"d", &prices)
+            if parts is not None:
+                borrow_out(&scope, parts, b"d", &terms)
             for each, name in ((held.size, "hits"), (line.size, "waiting"),
                                (busy.size, "running"), (filled.size, "placed"),
                                (prices.size, "out")):
@@ -243,9 +293,9 @@ cdef class Price:
                     raise ValueError(f"{name} has {each} slots, {kept.size} are needed")
             self.cover(kept.size)
             greatest = fill_prices(
-                &self.rates, self.factors, self.away, prompt, <const double*>held.data,
+                &self.rates, self.sites, prompt, <const double*>held.data,
                 <const double*>line.data, <const double*>busy.data, <const double*>filled.data,
-                <const uint8_t*>kept.data, kept.size, <double*>prices.data,
+                <const uint8_t*>kept.data, kept.size, <double*>prices.data, <double*>terms.data,
             )
             if not isfinite(greatest):
                 raise ValueError("a price is not finite")

@@ -45,6 +45,7 @@ def asked(price: Price, prompt: float, rows: list[Row]) -> list[float]:
     tie=st.sampled_from([0.0, 0.5, 2.0]),
     others=st.tuples(st.floats(0, 100), st.floats(0, 1e5)),
     far=st.lists(st.tuples(st.integers(0, 11), st.floats(0, 1e4)), max_size=4),
+    caches=st.lists(st.tuples(st.integers(0, 11), st.floats(0, 1e6), st.floats(0, 1)), max_size=12),
 )
 def test_equal_to_the_twin(
     rows: list[Row],
@@ -53,6 +54,7 @@ def test_equal_to_the_twin(
     tie: float,
     others: tuple[float, float],
     far: list[tuple[int, float]],
+    caches: list[tuple[int, float, float]],
 ) -> None:
     price, twin, now = Price(), TwinPrice(), 0.0
     for each in (price, twin):
@@ -60,11 +62,13 @@ def test_equal_to_the_twin(
         each.others(*others)
         for slot, tokens in far:
             each.move(slot, tokens)
+        for slot, capacity, usage in caches:
+            each.holds(slot, capacity, usage)
     for gap, length, share in history:
         now += gap
         for each in (price, twin):
             each.placed(length, length * share)
-            each.tick(now, 4, 100.0)
+            each.tick(now, 4, 100.0, 50.0)
     assert price.ahead == pytest.approx(twin.ahead, rel=1e-9)
     assert price.work == pytest.approx(twin.work, rel=1e-9)
     assert price.reuse == pytest.approx(twin.reuse, abs=1e-9)
@@ -103,11 +107,83 @@ def test_under_backlog_avoidable_work_gets_dearer() -> None:
     assert gap(busy) > 2 * gap(Price())
 
 
+@given(rows=slots, prompt=st.floats(1, 200_000))
+def test_terms_sum_to_the_price(rows: list[Row], prompt: float) -> None:
+    price = Price()
+    price.move(0, 700.0)
+    price.holds(0, 1e5, 0.95)
+    for now in (0.0, 1.0, 2.0):
+        price.placed(prompt, 0.0)
+        price.tick(now, 4, 100.0, 20.0)
+    hits, mask = array("d", [row[0] * prompt for row in rows]), array("B", [r[3] for r in rows])
+    waiting, running, placed = (array("d", [row[at] for row in rows]) for at in (1, 2, 4))
+    told = price.terms(prompt, hits, waiting, running, placed, mask)
+    for value, parts, row in zip(asked(price, prompt, rows), told, rows, strict=True):
+        if row[3]:
+            assert sum(parts.values()) == pytest.approx(value, rel=1e-12)
+        else:
+            assert not any(parts.values())
+    assert told[0]["zone"] == 700.0 * rows[0][3]
+
+
+def busy_with(requests: float) -> Price:
+    """Ten arrivals a second and so many requests open: one stays requests / 10 seconds."""
+    price = Price()
+    for second in range(60):
+        for _ in range(10):
+            price.placed(2_000, 0)
+        price.tick(float(second), 2, 500.0, requests)
+    return price
+
+
+def test_a_full_cache_costs_the_wait_for_room() -> None:
+    price, twin = busy_with(400.0), TwinPrice()
+    price.holds(0, 200_000, 0.97)
+    price.holds(1, 200_000, 0.5)
+    free: list[Row] = [(0.0, 0, 50, 1, 0.0)] * 3  # of the third nothing is known
+    full, half, unknown = asked(price, 2_000, free)
+    assert half == unknown < full
+    # 14,000 of the reserve and 2,000 of the prompt are missing; 194,000 come free in 40 s.
+    wait_s = 16_000 / 194_000 * 40
+    assert full - half == pytest.approx(wait_s / twin.c["seconds_per_token"], rel=0.05)
+    price.forget(0)
+    assert len(set(asked(price, 2_000, free))) == 1
+
+
+def test_where_caches_are_full_new_tokens_are_dear_everywhere() -> None:
+    def gap(usage: float) -> float:
+        price = busy_with(400.0)
+        for slot in (0, 1):
+            price.holds(slot, 200_000, usage)
+        rows: list[Row] = [(0.8, 5_000, 50, 1, 0.0), (0.0, 5_000, 50, 1, 0.0)]
+        home, other = asked(price, 10_000, rows)
+        return other - home
+
+    assert gap(0.97) > 2 * gap(0.5)
+
+
+def test_with_the_mean_batch_grows_what_a_miss_costs_and_not_what_a_lead_costs() -> None:
+    def costs(running: float) -> tuple[float, float]:
+        price = Price(decode=0.0)
+        home, other = asked(price, 10_000, [(0.8, 0, running, 1, 0), (0.0, 0, running, 1, 0)])
+        few, many = asked(price, 10_000, [(0.0, 0, running, 1, 0), (0.0, 0, running + 40, 1, 0)])
+        return other - home, many - few
+
+    miss, lead = zip(*(costs(running) for running in (30.0, 90.0)), strict=True)
+    assert miss[1] > 2 * miss[0]
+    assert lead[0] == pytest.approx(lead[1])
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="negative"):
         Price(pair=-1)
     with pytest.raises(ValueError, match="range"):
         Price(rho_cap=1.0)
+    with pytest.raises(ValueError, match="reserve"):
+        Price(reserve=1.0)
+    for bad in ((0, -1.0, 0.5), (0, float("inf"), 0.5), (0, 1.0, 1.1), (-1, 1.0, 0.5)):
+        with pytest.raises(ValueError, match="out of range"):
+            Price().holds(*bad)
     price, column = Price(), array("d", [0.0])
     with pytest.raises(ValueError, match="waiting has 1"):
         two = array("d", [0.0, 0.0])
@@ -167,7 +243,7 @@ def test_a_slow_replica_is_dearer_by_as_much(outliers: bool) -> None:
     assert factors[:2] == [1.0, 1.0]
     assert factors[2] == pytest.approx(2.5, rel=0.2)
     assert factors[3] == pytest.approx(0.5, rel=0.2)
-    line = [(0.0, 10_000, 0, 1, 0.0)] * 4
+    line: list[Row] = [(0.0, 10_000, 0, 1, 0.0)] * 4
     prices = asked(price, 1_000, line)
     assert prices[3] < prices[0] == prices[1] < prices[2]
     twin = TwinPrice()

@@ -24,8 +24,12 @@ class TwinPrice:
             "spread": 0.005,
             "spread_limit": 4096.0,
             "crowd": 12.0,
+            "scarcity": 1.0,
+            "reserve": 0.1,
         } | given
         self.factors: dict[int, float] = {}
+        self.room: dict[int, tuple[float, float]] = {}  # tokens free, tokens in use
+        self.stay = 0.0
         self.away: dict[int, float] = {}
         self.output = self.c["output"]
         self.ahead, self.work = 0.0, 1.0
@@ -51,14 +55,17 @@ class TwinPrice:
             return [None] * len(mask)
         least = min(placed[slot] for slot in kept)
         most = max(0.0, *(hits[slot] for slot in kept))
-        theta = self.ahead * self.work * sum(waiting[slot] for slot in kept) / len(kept)
+        lines = [waiting[slot] + self.short(slot, waiting[slot]) for slot in kept]
+        theta = self.ahead * self.work * sum(lines) / len(kept)
+        mean, crowd = sum(running[slot] for slot in kept) / len(kept), self.c["crowd"]
         out: list[float | None] = [None] * len(mask)
         for slot in kept:
             own = self.own(prompt - hits[slot], hits[slot])
             answer = self.output * (
                 self.c["context"] * (prompt + self.output / 2) + self.c["sequence"]
             )
-            delays = self.c["interference"] * min(running[slot], self.c["crowd"])
+            beyond = min(max(running[slot] - mean, -crowd), crowd)
+            delays = self.c["interference"] * max(0.0, mean + beyond)
             mine = waiting[slot] * self.work + own * (1 + delays)
             out[slot] = (
                 self.factors.get(slot, 1.0) * mine
@@ -66,6 +73,7 @@ class TwinPrice:
                 + own * theta
                 + self.c["copy"] * self.own(most - hits[slot], hits[slot])
                 + min(self.c["spread"] * (placed[slot] - least), self.c["spread_limit"])
+                + self.short(slot, waiting[slot] + prompt - hits[slot])
                 + self.away.get(slot, 0.0)
             )
         if self.tie:
@@ -73,6 +81,17 @@ class TwinPrice:
             limit = low + self.tie * self.own(prompt, 0)
             out = [low if price is not None and price <= limit else price for price in out]
         return out
+
+    def short(self, slot: int, tokens: float) -> float:
+        room, used = self.room.get(slot, (float("inf"), 1.0))
+        seconds = max(0.0, tokens - room) / used * self.stay
+        return self.c["scarcity"] * seconds / self.c["seconds_per_token"]
+
+    def holds(self, slot: int, capacity: float, usage: float) -> None:
+        self.room.pop(slot, None)
+        if capacity >= 1:
+            room = (1 - usage - self.c["reserve"]) * capacity
+            self.room[slot] = room, max(0.1, usage) * capacity
 
     def move(self, slot: int, tokens: float) -> None:
         self.away[slot] = tokens
@@ -95,7 +114,7 @@ class TwinPrice:
         self.mean_uncached += 0.005 * (prompt - hit - self.mean_uncached)
         self.mean_prompt += 0.005 * (prompt - self.mean_prompt)
 
-    def tick(self, now: float, replicas: int, output: float) -> None:
+    def tick(self, now: float, replicas: int, output: float, requests: float = 0.0) -> None:
         if self.at is None:
             self.at = now
             return
@@ -105,7 +124,9 @@ class TwinPrice:
         self.known = self.known * kept + now - self.at
         self.at = now
         a = self.c["seconds_per_token"]
-        rate = (self.arrived / self.known + self.other_rate) / replicas
+        own_rate = self.arrived / self.known
+        self.stay = min(300.0, requests / own_rate) if own_rate else 0.0
+        rate = (own_rate + self.other_rate) / replicas
         work = self.worked / self.known + self.other_work
         rho = min(self.c["rho_cap"], work * a / replicas)
         self.ahead = self.c["strength"] * rate * a / (1 - rho)

@@ -50,6 +50,25 @@ def test_the_table_is_the_decision() -> None:
     )
 
 
+def test_each_term_of_the_price_is_told() -> None:
+    router = router_of(3)
+    first = router.decide(chat(words(2000), model="m"), 0.0, 1)
+    router.sent(first.ticket, 2, 0.0)
+    load = LoadSnapshot(taken_at=1.0, running=9, kv_usage=1.0, num_blocks=100, block_size=16)
+    router.pools["default"].update_load(1, load)
+    for now in (1.0, 2.0):
+        router.maintain(now)
+    _, rows = by_name(router, chat(words(2000), model="m"))
+    terms = {name: row["price"] for name, row in rows.items()}
+    assert terms["r2"]["line"] > 0 and "copy" not in terms["r2"]
+    assert terms["r0"]["copy"] > terms["r2"]["own"] and "room" not in terms["r0"]
+    assert terms["r1"]["room"] > 0
+    prices = {name: sum(parts.values()) for name, parts in terms.items()}
+    for name, row in rows.items():
+        (score,) = [line["score"] for line in row["scores"] if line["scorer"] == "price"]
+        assert score == pytest.approx(1 - prices[name] / max(prices.values()))
+
+
 def test_nothing_is_reserved_and_nothing_said_of_the_prompt() -> None:
     router = router_of(2)
     secret = "the quick brown secret " * 100
