@@ -177,13 +177,10 @@ class Picker(Gate):
         """
         if self.tokens is not None:
             return None
-        try:
-            model = name.decode()
-        except UnicodeDecodeError:
+        found = self.router.fixed_target(name)
+        if found is None:
             return None
-        target = self.router.fixed_target(model)
-        if target is None:
-            return None
+        model, target = found
         lane, ways = self.router.lanes[target.pool], self._ways[target.pool]
 
         def link_of(slot: int) -> Link:

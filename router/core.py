@@ -295,9 +295,17 @@ class Router:
         lane = self._by_number[ticket >> TICKET_BITS]
         return lane if isinstance(lane, Lane) else None
 
-    def fixed_target(self, model: str) -> Target | None:
-        """Where every request for this name goes until a pool changes; None: that depends."""
-        return self.catalog.fixed(model)
+    def fixed_target(self, name: bytes) -> tuple[str, Target] | None:
+        """A model's name, and where every request for it goes until a pool changes.
+
+        None: that depends on the request, or the bytes are no name.
+        """
+        try:
+            model = name.decode()
+        except UnicodeDecodeError:
+            return None
+        target = self.catalog.fixed(model)
+        return None if target is None else (model, target)
 
     def models(self) -> list[JsonObject]:
         """Merged entries for /v1/models."""

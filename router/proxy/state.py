@@ -194,13 +194,10 @@ class State(Shared):
 
     def lead(self, name: bytes) -> Lead | None:
         """Where a model name leads without a look at the request; see `Shared.lead_of`."""
-        try:
-            model = name.decode()
-        except UnicodeDecodeError:
+        found = self.router.fixed_target(name)
+        if found is None:
             return None
-        target = self.router.fixed_target(model)
-        if target is None:
-            return None
+        model, target = found
         side = self.side(target.pool)
         return self.router.lanes[target.pool].lead(model, target, side, side.link_of)
 

@@ -166,8 +166,9 @@ def test_a_recorded_pool_leaves_the_compiled_path(tmp_path: Path) -> None:
     each = router()
     ask(each)
     lane = each.lanes["default"]
-    target = each.fixed_target("m")
-    assert target is not None
+    found = each.fixed_target(b"m")
+    assert found is not None and each.fixed_target(b"\xff") is None
+    target = found[1]
     before = lane.lead("m", target, lane.pool, lambda slot: slot)
     assert before is not None
     made = recorded(tmp_path / "r.jsonl", each)
