@@ -6,10 +6,9 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memset, strlen
 
 from warmlane._core.json_text cimport (
-    WL_CONTENT, WL_FIELD, WL_ITEM, WL_MESSAGE, WL_NEXT, WL_PART, wl_emit_string, wl_emit_value,
-    wl_member, wl_more, wl_opened, wl_put, wl_put_bytes, wl_skip_scalar, wl_skip_string,
-    wl_skip_value, wl_space, wl_string_is, wl_token_id,
-    wl_writer,
+    WL_CONTENT, WL_FIELD, WL_ITEM, WL_MESSAGE, WL_NEXT, WL_PART, wl_emit_string, wl_emit_text,
+    wl_emit_value, wl_member, wl_more, wl_opened, wl_put, wl_put_bytes, wl_skip_scalar,
+    wl_skip_string, wl_skip_value, wl_space, wl_string_is, wl_token_id, wl_writer,
 )
 
 
@@ -63,7 +62,7 @@ cdef const uint8_t *emit_part(
     cdef size_t size
     cdef int escaped, more
     if p[0] == c'"':
-        return wl_emit_string(w, p + 1, end)
+        return wl_emit_text(w, p + 1, end)
     if p[0] == c'{':
         p = wl_opened(p + 1, end, c'}', &more)
         while more:
@@ -85,7 +84,7 @@ cdef const uint8_t *emit_part(
             if p == NULL:
                 return NULL
         if text != NULL and text[0] == c'"' and kind != NULL and is_text_type(kind, end):
-            if wl_emit_string(w, text + 1, end) == NULL:
+            if wl_emit_text(w, text + 1, end) == NULL:
                 return NULL
             return p
     wl_put(w, WL_ITEM)
@@ -102,7 +101,7 @@ cdef const uint8_t *emit_content(
         return wl_skip_scalar(p, end)
     wl_put(w, WL_CONTENT)
     if p[0] == c'"':
-        return wl_emit_string(w, p + 1, end)
+        return wl_emit_text(w, p + 1, end)
     if p[0] != c'[':
         wl_put(w, WL_ITEM)
         return wl_emit_value(w, p, end, True)
@@ -248,7 +247,7 @@ cdef const uint8_t *emit_prompt(
         return wl_skip_scalar(p, end)
     if p[0] == c'"':
         kind[0] = 1
-        return wl_emit_string(w, p + 1, end)
+        return wl_emit_text(w, p + 1, end)
     if p[0] != c'[':
         return NULL
     cdef const uint8_t *list_start = p + 1
@@ -267,10 +266,11 @@ cdef const uint8_t *emit_prompt(
         p = wl_space(p, end)
         if p == end or p[0] != first:
             return NULL
-        if kind[0] == 1:
+        if first == c'"':
             if next_one:
                 wl_put(w, WL_NEXT)
-            p = wl_emit_string(w, p + 1, end)
+                kind[0] = 3
+            p = wl_emit_text(w, p + 1, end)
         else:
             if next_one:
                 wl_put_bytes(w, <uint8_t *>&separator, 4)

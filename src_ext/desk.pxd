@@ -12,8 +12,9 @@ from warmlane._core.answer_found cimport Answer
 from warmlane._core.journal cimport Journal
 from warmlane._core.ledger cimport Ledger
 from warmlane._core.mix cimport Mix
+from warmlane._core.plain cimport Plain
 from warmlane._core.runs cimport RunTree
-from warmlane._core.scan cimport Plain
+from warmlane._core.scan cimport BodyWalk
 from warmlane._core.trust cimport Trust
 
 cdef enum:
@@ -89,7 +90,13 @@ cdef class Desk:
         self, Py_ssize_t slot, bint told, bint chat, double prompt, double predicted, double cached
     ) except -1
 
-    # Choose and reserve; 0: it is not for this path, nothing happened.
+    # The keys of a prompt whose walk has come to it (see plain.pxd); 0: it is not for this path.
+    # work: body size + PLAIN_SLACK bytes, lent until `choose`.
+    cdef int read(
+        self, Lead lead, BodyWalk *walk, Plain *plain, size_t size, int kind, uint8_t *work,
+        Pick *pick,
+    ) except -1
+    # Choose and reserve, from what was read; 0: it is not for this path, nothing happened.
     cdef int choose(
         self, Lead lead, const Plain *plain, int kind, double now, uint64_t rand, Pick *pick
     ) except -1

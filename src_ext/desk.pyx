@@ -8,11 +8,13 @@ from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport isfinite
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from array import array as new_array
 
 from warmlane._core.hashing cimport wl_block_key
+from warmlane._core.json_text cimport wl_chain
+from warmlane._core.plain cimport most_keys, plain_keys
 
 
 cdef extern from "alloc.h" nogil:
@@ -36,7 +38,6 @@ cdef double TOKEN_LIMIT = 2.0 ** 40
 cdef const char *ASSISTANT_TURN = b"\xffassistant\xfe"
 cdef enum:
     TURN_SIZE = 11
-    NEXT_PROMPT = 0xF5              # between the prompts of one request (json_text.h)
 
 # Bounds of the three histograms; set by the owner of the names (router.metrics).
 cdef tuple TTFT = ()
@@ -207,25 +208,37 @@ cdef class Desk:
                 sums.requests = sums.prompt = sums.predicted = sums.cached = 0
         return found
 
+    cdef int read(
+        self, Lead lead, BodyWalk *walk, Plain *plain, size_t size, int kind, uint8_t *work,
+        Pick *pick,
+    ) except -1:
+        cdef wl_chain chain
+        pick.ticket = 0
+        if self.tree is None or self.mix is None:
+            return 0
+        reserve(pick, most_keys(size, self.block))
+        chain.parent, chain.block = lead.root, self.block
+        chain.keys, chain.room = pick.keys, pick.key_room
+        if not plain_keys(walk, plain, size, kind, &chain, work):
+            return 0
+        pick.root, pick.key_count, pick.prompt_size = lead.root, chain.count, plain.prompt_size
+        pick.carry_size = plain.carry_size
+        memcpy(pick.carry, plain.carry, pick.carry_size)
+        return 1
+
     cdef int choose(
         self, Lead lead, const Plain *plain, int kind, double now, uint64_t rand, Pick *pick
     ) except -1:
         cdef Py_ssize_t size = len(lead.mask)
-        cdef size_t at, count = plain.prompt_size // self.block
-        cdef uint64_t parent = lead.root
+        cdef size_t at, count = pick.key_count
         cdef uint32_t best = 0
         cdef double prompt = plain.prompt_size / self.ratio
         cdef double output = self.output_tokens
         cdef int32_t *blocks
         cdef double *hits
         cdef double hit
-        pick.ticket = 0
-        if self.tree is None or self.mix is None or not isfinite(prompt) or prompt > TOKEN_LIMIT:
+        if not isfinite(prompt) or prompt > TOKEN_LIMIT:
             return 0
-        reserve(pick, count)
-        for at in range(count):
-            parent = wl_block_key(parent, plain.prompt + at * self.block, self.block)
-            pick.keys[at] = parent
         if len(self.blocks) != size:
             self.blocks = new_array("i", bytes(4 * size))
         blocks = <int32_t *>self.blocks.data.as_ints
@@ -252,17 +265,12 @@ cdef class Desk:
         self.pool.placed(pick.slots[0], prompt - hit)
         pick.prompt_tokens = <double><int64_t>prompt
         pick.raw_hit = hit / self.trust.factor[pick.slots[0]] if hit != 0.0 else 0.0
-        pick.root, pick.key_count, pick.prompt_size = lead.root, count, plain.prompt_size
-        pick.carry_size = plain.prompt_size - count * self.block
-        memcpy(pick.carry, plain.prompt + count * self.block, pick.carry_size)
         pick.chat = kind != K_COMPLETIONS
         pick.turn = TURN_CHAT
         if kind == K_EMBEDDINGS:
             pick.turn = TURN_NONE
         elif kind == K_COMPLETIONS:
-            pick.turn = TURN_PLAIN
-            if memchr(plain.prompt, NEXT_PROMPT, plain.prompt_size) != NULL:
-                pick.turn = TURN_NONE
+            pick.turn = TURN_NONE if plain.several else TURN_PLAIN
         return 1
 
     cdef int sent(self, Pick *pick) except -1:

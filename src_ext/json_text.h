@@ -29,10 +29,19 @@ enum {
 /* Bytes that may be written beyond a writer's cap: one vector, or one escape (4). */
 #define WL_SLACK 64
 
+/* Where block keys of canonical bytes go (key_text.h). */
+typedef struct {
+    uint64_t parent; /* of the next block */
+    uint64_t *keys;
+    size_t count, room;
+    size_t block; /* bytes */
+} wl_chain;
+
 typedef struct {
     uint8_t *out; /* cap + WL_SLACK bytes */
     size_t pos, cap;
     int truncated; /* something did not fit; pos == cap */
+    wl_chain *chain; /* NULL: bytes only; else `out` holds those whose keys are still to come */
 } wl_writer;
 
 static inline const uint8_t *wl_space(const uint8_t *p, const uint8_t *end) {
@@ -219,7 +228,7 @@ static inline const uint8_t *wl_emit_string(wl_writer *w, const uint8_t *p, cons
 /* A string under a media key: written out when short, else its digest. p: after the quote. */
 static inline const uint8_t *wl_emit_media(wl_writer *w, const uint8_t *p, const uint8_t *end) {
     uint8_t scratch[WL_DIGEST_PIECE + WL_SLACK];
-    wl_writer piece = {scratch, 0, WL_DIGEST_PIECE, 0};
+    wl_writer piece = {scratch, 0, WL_DIGEST_PIECE, 0, NULL};
     uint64_t digest = 0;
     const uint8_t *stop = wl_find_special(p, end);
     if (stop < end && *stop == '"' && stop - p > WL_MEDIA_PLAIN) {
@@ -254,7 +263,7 @@ static inline int wl_string_is(const uint8_t *p, const uint8_t *after, const cha
     if (n == size) return memcmp(p, name, size) == 0;
     if (n < size || n > size * 6 || !memchr(p, '\\', n)) return 0;
     uint8_t plain[32 + WL_SLACK];
-    wl_writer w = {plain, 0, 32, 0};
+    wl_writer w = {plain, 0, 32, 0, NULL};
     return wl_emit_string(&w, p, after) && w.pos == size && memcmp(plain, name, size) == 0;
 }
 

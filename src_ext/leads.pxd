@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from warmlane._core.desk cimport Lead, Pick
 from warmlane._core.hashing cimport KeyArray
-from warmlane._core.scan cimport Plain
+from warmlane._core.plain cimport Plain
 
 
 cdef class Leads:

@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 
 from warmlane._core.desk cimport Lead, Pick, hits_of, slots_of
 from warmlane._core.hashing cimport new_keys
-from warmlane._core.scan cimport Plain
+from warmlane._core.plain cimport Plain
 
 
 cdef extern from "alloc.h" nogil:

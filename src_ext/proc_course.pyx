@@ -8,10 +8,11 @@ from libc.string cimport memcmp
 
 from warmlane._core.desk cimport Lead, Pick, count_done, free_pick, note_decision
 from warmlane._core.leads cimport picked_of
+from warmlane._core.plain cimport PLAIN_SLACK, Plain, plain_model
 from warmlane._core.proc_answer cimport add_pieces, make_answer
 from warmlane._core.proc_gate cimport Gate, Link
 from warmlane._core.proc_wire cimport Received, read_message
-from warmlane._core.scan cimport Plain, scan_plain
+from warmlane._core.scan cimport BodyWalk
 
 from warmlane._core.proc_wire import WireError
 
@@ -266,9 +267,11 @@ cdef class Course:
     cdef bint choose(self) except -1:
         # Decide and answer. False: not for this course, nothing happened.
         cdef Gate gate = self._picker
+        cdef BodyWalk walk
         cdef Plain plain
         cdef Lead lead
         cdef Pick *pick
+        cdef uint8_t *work
         cdef bytes body
         cdef double now
         cdef int kind
@@ -278,18 +281,21 @@ cdef class Course:
         if kind < 0:
             return False
         body = self.whole()
-        if not scan_plain(
-            <const uint8_t *>PyBytes_AS_STRING(body), self._held, kind,
-            gate.work_for(3 * self._held + 256), &plain,
+        if not plain_model(
+            &walk, &plain, <const uint8_t *>PyBytes_AS_STRING(body), self._held, kind
         ) or not plain.model_size:
             return False
         lead = gate.lead_of(&plain)
         if lead is None:
             return False
+        work = gate.work_for(self._held + PLAIN_SLACK)
         pick = gate.take_pick()
         try:
             now = monotonic()
-            if lead.desk.choose(lead, &plain, kind, now, gate.chance(), pick):
+            if (
+                lead.desk.read(lead, &walk, &plain, self._held, kind, work, pick)
+                and lead.desk.choose(lead, &plain, kind, now, gate.chance(), pick)
+            ):
                 self.pick = pick
         finally:
             if self.pick == NULL:

@@ -7,7 +7,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t
-from libc.string cimport memchr, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from warmlane._core.canonical cimport (
     emit_as_message, emit_messages, emit_prompt, field_of,
@@ -23,47 +23,12 @@ CHAT, COMPLETIONS, RESPONSES, MESSAGES, EMBEDDINGS, OTHER = range(6)
 # Prompt bytes hashed at most; a longer prompt shares at most this much with another.
 PROMPT_CAP = 4 << 20
 
-cdef enum:
-    K_CHAT, K_COMPLETIONS, K_RESPONSES, K_MESSAGES, K_EMBEDDINGS, K_OTHER
-
-# Top-level members that are read; the number is the index into `spans` and FIELD_NAMES.
-cdef enum:
-    F_MODEL, F_STREAM, F_MESSAGES, F_PROMPT, F_INPUT, F_TOOLS, F_SYSTEM, F_INSTRUCTIONS
-    F_MAX_COMPLETION, F_MAX_OUTPUT, F_MAX_TOKENS, F_SALT, F_SESSION, F_PRIORITY, F_KV, F_EC
-    F_SAMPLES, F_LOGPROBS, FIELDS
-
+# By field, as `BodyWalk.spans`.
 cdef const char **FIELD_NAMES = [
     "model", "stream", "messages", "prompt", "input", "tools", "system", "instructions",
     "max_completion_tokens", "max_output_tokens", "max_tokens", "cache_salt", "session_id",
     "priority", "kv_transfer_params", "ec_transfer_params", "n", "prompt_logprobs",
 ]
-
-
-cdef struct Span:
-    const uint8_t *start
-    const uint8_t *stop
-
-
-# What a kind's prompt is made of: one main field, and fields that stand before it whatever their
-# place in the body.
-cdef struct Plan:
-    int main
-    int prelude         # the text field that becomes a system message, or -1
-    bint chat           # main is a list of messages (or, as `input`, may be)
-
-
-cdef struct Walk:
-    const uint8_t *end
-    Span spans[FIELDS]  # values by field; start NULL when absent
-    wl_writer out
-    Plan plan
-    int before          # prelude fields written before the main field, as bits
-    size_t main_at      # where in `out` the main field's bytes begin ...
-    size_t main_end     # ... and end
-    int unit            # of the main field: 0 none, 1 text, 2 token ids
-    uint8_t *lent       # where to write, NULL: memory of its own
-    bint main_done
-    bint irregular      # no canonical bytes
 
 
 @cython.final
@@ -74,7 +39,7 @@ cdef class Scan:
         raise TypeError("a Scan is made by scan_body")
 
 
-cdef Plan plan_of(int kind) noexcept:
+cdef Plan plan_of(int kind) noexcept nogil:
     if kind == K_CHAT:
         return Plan(F_MESSAGES, -1, True)
     if kind == K_MESSAGES:
@@ -88,7 +53,7 @@ cdef Plan plan_of(int kind) noexcept:
     return Plan(-1, -1, False)
 
 
-cdef int prelude_bits(Walk *walk) noexcept:
+cdef int prelude_bits(BodyWalk *walk) noexcept nogil:
     # The prelude fields that the body has, as bits.
     cdef int bits = 0
     if walk.plan.chat and walk.spans[F_TOOLS].start != NULL:
@@ -98,7 +63,7 @@ cdef int prelude_bits(Walk *walk) noexcept:
     return bits
 
 
-cdef void emit_prelude(Walk *walk, int bits) noexcept:
+cdef void emit_prelude(BodyWalk *walk, int bits) noexcept nogil:
     cdef const uint8_t *p
     if bits & 1 << F_TOOLS:
         p = walk.spans[F_TOOLS].start
@@ -112,7 +77,7 @@ cdef void emit_prelude(Walk *walk, int bits) noexcept:
             walk.irregular = True
 
 
-cdef const uint8_t *emit_main(Walk *walk, const uint8_t *p) noexcept:
+cdef const uint8_t *emit_main(BodyWalk *walk, const uint8_t *p) noexcept nogil:
     # The main field at p; sets unit, or irregular and skips it.
     cdef const uint8_t *after
     walk.main_at = walk.out.pos
@@ -134,7 +99,7 @@ cdef const uint8_t *emit_main(Walk *walk, const uint8_t *p) noexcept:
     return wl_skip_value(p, walk.end)
 
 
-cdef bytes open_out(Walk *walk, Py_ssize_t cap, const uint8_t *p):
+cdef bytes open_out(BodyWalk *walk, Py_ssize_t cap, const uint8_t *p):
     # Canonical text is never longer than the JSON text it came from; a token id of one digit and
     # its comma become four bytes.
     cdef Py_ssize_t size = walk.end - p
@@ -146,17 +111,20 @@ cdef bytes open_out(Walk *walk, Py_ssize_t cap, const uint8_t *p):
     if not walk.plan.chat and p[0] == c'[':
         size *= 2
     size = min(size + 16, cap) & ~3
-    cdef bytes out = b""
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, size + WL_SLACK)
     walk.out.cap = size
-    if walk.lent != NULL:
-        walk.out.out = walk.lent
-        return out
-    out = PyBytes_FromStringAndSize(NULL, size + WL_SLACK)
     walk.out.out = <uint8_t *>PyBytes_AS_STRING(out)
     return out
 
 
-cdef bytes close_out(Walk *walk, bytes out):
+cdef const uint8_t *emit_all(BodyWalk *walk, const uint8_t *p) noexcept nogil:
+    # The prompt as far as the body is known: what stands before the main field, and that.
+    walk.before = prelude_bits(walk)
+    emit_prelude(walk, walk.before)
+    return emit_main(walk, p)
+
+
+cdef bytes close_out(BodyWalk *walk, bytes out):
     # The canonical bytes in their order: prelude, then main. None when there are none.
     cdef int bits = prelude_bits(walk)
     cdef size_t main_size = walk.main_end - walk.main_at
@@ -183,16 +151,24 @@ cdef bytes close_out(Walk *walk, bytes out):
     return joined
 
 
-cdef int walk_members(Walk *walk, const uint8_t *p, Py_ssize_t cap, list out) except -1:
-    # All top-level members; 0 when the body is not plain.
-    cdef const uint8_t *key
-    cdef size_t size
-    cdef int escaped, more, field
-    p = wl_space(p, walk.end)
+cdef int start_walk(BodyWalk *walk, const uint8_t *body, size_t size, int kind) noexcept nogil:
+    cdef const uint8_t *p
+    memset(walk, 0, sizeof(walk[0]))
+    walk.end = body + size
+    walk.plan = plan_of(kind)
+    p = wl_space(body, walk.end)
     if p == walk.end or p[0] != c'{':
         return 0
-    p = wl_opened(p + 1, walk.end, c'}', &more)
-    while more:
+    walk.at = wl_opened(p + 1, walk.end, c'}', &walk.more)
+    return 1
+
+
+cdef int walk_members(BodyWalk *walk) noexcept nogil:
+    cdef const uint8_t *p = walk.at
+    cdef const uint8_t *key
+    cdef size_t size
+    cdef int escaped, field
+    while walk.more:
         p = wl_member(p, walk.end, &key, &size, &escaped)
         if p == NULL or escaped:
             return 0
@@ -201,21 +177,27 @@ cdef int walk_members(Walk *walk, const uint8_t *p, Py_ssize_t cap, list out) ex
             if walk.spans[field].start != NULL:
                 return 0
             walk.spans[field].start = p
-        if field >= 0 and field == walk.plan.main:
-            out.append(open_out(walk, cap, p))
-            walk.before = prelude_bits(walk)
-            emit_prelude(walk, walk.before)
-            p = emit_main(walk, p)
-        else:
-            p = wl_skip_value(p, walk.end)
+            if field == walk.plan.main:
+                walk.at = p
+                return AT_MAIN
+        p = wl_skip_value(p, walk.end)
         if p == NULL:
             return 0
         if field >= 0:
             walk.spans[field].stop = p
-        p = wl_more(p, walk.end, c'}', &more)
+        p = wl_more(p, walk.end, c'}', &walk.more)
         if p == NULL:
             return 0
+    walk.at = p
     return wl_space(p, walk.end) == walk.end
+
+
+cdef int walk_on(BodyWalk *walk, const uint8_t *p) noexcept nogil:
+    if p == NULL:
+        return 0
+    walk.spans[walk.plan.main].stop = p
+    walk.at = wl_more(p, walk.end, c'}', &walk.more)
+    return 0 if walk.at == NULL else walk_members(walk)
 
 
 cdef str text_of(Span span):
@@ -226,88 +208,52 @@ cdef str text_of(Span span):
     if span.start == NULL or span.start[0] != c'"':
         return ""
     plain = PyBytes_FromStringAndSize(NULL, size + WL_SLACK)
-    w = wl_writer(<uint8_t *>PyBytes_AS_STRING(plain), 0, size, False)
+    memset(&w, 0, sizeof(w))
+    w.out, w.cap = <uint8_t *>PyBytes_AS_STRING(plain), size
     if wl_emit_string(&w, span.start + 1, span.stop) == NULL:
         raise UnicodeDecodeError("json", b"", 0, 1, "bad escape")
     return PyUnicode_DecodeUTF8(<char *>w.out, w.pos, "surrogatepass")
 
 
-cdef object integer_of(Span span):
-    # An integer value of at most 18 digits, None for anything else.
-    cdef long long value = 0
+cdef bint read_integer(Span span, long long *value) noexcept nogil:
+    # An integer value of at most 18 digits; False for anything else.
     cdef const uint8_t *p = span.start
+    cdef bint negative
     if p == NULL:
-        return None
-    cdef bint negative = p[0] == c'-'
+        return False
+    negative = p[0] == c'-'
     p += negative
     if p == span.stop or span.stop - p > 18:
-        return None
+        return False
+    value[0] = 0
     while p < span.stop:
         if not c'0' <= p[0] <= c'9':
-            return None
-        value = value * 10 + (p[0] - c'0')
+            return False
+        value[0] = value[0] * 10 + (p[0] - c'0')
         p += 1
-    return -value if negative else value
+    if negative:
+        value[0] = -value[0]
+    return True
 
 
-cdef object cap_of(Walk *walk):
-    # The cap on output tokens: the newest of the three names that is set.
+cdef long long integer_of(Span span) noexcept nogil:
+    # The same, 0 for anything else.
+    cdef long long value = 0
+    return value if read_integer(span, &value) else 0
+
+
+cdef long long cap_of(BodyWalk *walk) noexcept nogil:
+    # The newest of the three names that is set counts.
     cdef int field
-    for field in (F_MAX_COMPLETION, F_MAX_OUTPUT, F_MAX_TOKENS):
-        value = integer_of(walk.spans[field])
-        if value is not None:
-            return value if value >= 0 else None
-    return None
+    cdef long long value
+    for field in range(F_MAX_COMPLETION, F_MAX_TOKENS + 1):
+        if read_integer(walk.spans[field], &value):
+            return max(value, -1)
+    return -1
 
 
-cdef bint arrange(Walk *walk, Plain *plain) noexcept:
-    # `close_out` in lent memory, which has room for the swap.
-    cdef int bits = prelude_bits(walk)
-    cdef size_t size = walk.main_end - walk.main_at
-    cdef size_t ahead = walk.out.pos
-    plain.prompt = walk.out.out
-    if bits != walk.before:
-        emit_prelude(walk, bits)
-        memcpy(walk.out.out + walk.out.pos, walk.out.out + walk.main_at, size)
-        plain.prompt += ahead
-        walk.out.pos += size - ahead
-    plain.prompt_size = walk.out.pos
-    return not (walk.irregular or walk.out.truncated)
-
-
-cdef bint has_value(Span span) noexcept:
+cdef bint has_value(Span span) noexcept nogil:
     return span.start != NULL and span.start[0] != c'n'
-
-
-cdef int scan_plain(
-    const uint8_t *body, size_t size, int kind, uint8_t *work, Plain *plain
-) except -1:
-    cdef Walk walk
-    cdef Span *model = &walk.spans[F_MODEL]
-    cdef Span *salt = &walk.spans[F_SALT]
-    memset(&walk, 0, sizeof(walk))
-    walk.end = body + size
-    walk.plan = plan_of(kind)
-    walk.lent = work
-    if not walk_members(&walk, body, PROMPT_CAP, []) or walk.unit != 1:
-        return 0
-    if not arrange(&walk, plain):
-        return 0
-    if salt.start != NULL or walk.spans[F_KV].start != NULL or walk.spans[F_EC].start != NULL:
-        return 0
-    if walk.spans[F_SAMPLES].start != NULL or walk.spans[F_LOGPROBS].start != NULL:
-        return 0
-    plain.model = NULL
-    plain.model_size = 0
-    if model.start != NULL and model.start[0] == c'"':
-        plain.model = model.start + 1
-        plain.model_size = model.stop - model.start - 2
-        if memchr(plain.model, c'\\', plain.model_size) != NULL:
-            return 0
-    plain.stream = walk.spans[F_STREAM].start != NULL and walk.spans[F_STREAM].start[0] == c't'
-    most = cap_of(&walk)
-    plain.max_tokens = -1 if most is None else most
-    return 1
 
 
 def scan_body(bytes body not None, int kind=K_OTHER, Py_ssize_t cap=PROMPT_CAP):
@@ -316,25 +262,26 @@ def scan_body(bytes body not None, int kind=K_OTHER, Py_ssize_t cap=PROMPT_CAP):
     cap: canonical prompt bytes at most, at least 4; what is beyond is not hashed. Returns None when
     the body is not plain JSON (see scan.pxd). Cost: 0.8 us for 4 KB, 4 us for 64 KB of prose.
     """
-    cdef Walk walk
-    cdef list out = []
+    cdef BodyWalk walk
+    cdef bytes out = None
+    cdef int found
+    cdef long long most
     cdef Scan scan = Scan.__new__(Scan)
     cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(body)
     if cap < 4:
         raise ValueError(f"cap is {cap}, must be 4 or more")
-    memset(&walk, 0, sizeof(walk))
-    walk.end = start + PyBytes_GET_SIZE(body)
-    walk.plan = plan_of(kind)
-    if not walk_members(&walk, start, cap, out):
+    found = start_walk(&walk, start, PyBytes_GET_SIZE(body), kind) and walk_members(&walk)
+    if found == AT_MAIN:
+        out = open_out(&walk, cap, walk.at)
+        found = walk_on(&walk, emit_all(&walk, walk.at))
+    if not found:
         return None
-    if kind == K_EMBEDDINGS and not out and walk.spans[F_MESSAGES].start != NULL:
+    if kind == K_EMBEDDINGS and out is None and walk.spans[F_MESSAGES].start != NULL:
         walk.plan = plan_of(K_CHAT)  # vLLM embeds chats too
-        out.append(open_out(&walk, cap, walk.spans[F_MESSAGES].start))
-        walk.before = prelude_bits(&walk)
-        emit_prelude(&walk, walk.before)
-        emit_main(&walk, walk.spans[F_MESSAGES].start)
-    if out:
-        prompt = close_out(&walk, <bytes>out[0])
+        out = open_out(&walk, cap, walk.spans[F_MESSAGES].start)
+        emit_all(&walk, walk.spans[F_MESSAGES].start)
+    if out is not None:
+        prompt = close_out(&walk, out)
         if walk.unit == 2:
             scan.tokens = prompt
         else:
@@ -346,9 +293,10 @@ def scan_body(bytes body not None, int kind=K_OTHER, Py_ssize_t cap=PROMPT_CAP):
     except UnicodeDecodeError:
         return None
     scan.stream = walk.spans[F_STREAM].start != NULL and walk.spans[F_STREAM].start[0] == c't'
-    scan.max_tokens = cap_of(&walk)
-    scan.priority = integer_of(walk.spans[F_PRIORITY]) or 0
-    scan.samples = max(1, integer_of(walk.spans[F_SAMPLES]) or 1)
+    most = cap_of(&walk)
+    scan.max_tokens = most if most >= 0 else None
+    scan.priority = integer_of(walk.spans[F_PRIORITY])
+    scan.samples = max(1, integer_of(walk.spans[F_SAMPLES]))
     scan.reads_cache = not has_value(walk.spans[F_LOGPROBS])
     scan.truncated = walk.out.truncated
     scan.transfer = ""

@@ -14,7 +14,8 @@ from warmlane._core.hop cimport Back, Course, Front, Shared
 from warmlane._core.http_edit cimport edit_request, edit_response
 from warmlane._core.http_head cimport RequestHead, ResponseHead, response_of
 from warmlane._core.leads cimport picked_of
-from warmlane._core.scan cimport Plain, scan_plain
+from warmlane._core.plain cimport PLAIN_SLACK, Plain, plain_model
+from warmlane._core.scan cimport BodyWalk
 from warmlane._core.sse cimport AnswerScan
 
 from warmlane._core.http_head import Framing, HeadError
@@ -91,15 +92,20 @@ cdef class Straight(Course):
         self, Front front, RequestHead head, int kind, const uint8_t *body, size_t size
     ) except -1:
         cdef Shared shared = self.shared
+        cdef BodyWalk walk
         cdef Plain plain
         cdef Lead lead
+        cdef uint8_t *work
         cdef double now
-        if not scan_plain(body, size, kind, shared.work_for(3 * size + 256), &plain):
+        if not plain_model(&walk, &plain, body, size, kind):
             return 0
         lead = shared.lead_of(&plain)
         if lead is None:
             return 0
         now = monotonic()
+        work = shared.work_for(size + PLAIN_SLACK)
+        if not lead.desk.read(lead, &walk, &plain, size, kind, work, &self.pick):
+            return 0
         if not lead.desk.choose(lead, &plain, kind, now, shared.chance(), &self.pick):
             return 0
         self.front, self.lead, self.head = front, lead, head
