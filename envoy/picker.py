@@ -151,9 +151,9 @@ class Picker(Gate):
             if ways is None or ways.pool is not pool:
                 ways = Ways(pool, self.addresses)
                 pool.on_change(self._pool_changed)
-                gate = self.router.lanes[name].gate
-                if gate is not None:
-                    gate.on_active.append(self.forget_leads)
+            gate = self.router.lanes[name].gate
+            if gate is not None and self.forget_leads not in gate.on_active:  # a reload made it
+                gate.on_active.append(self.forget_leads)
             self._ways[name] = ways
         self.forget_leads()
         for lane in self.router.lanes.values():

@@ -78,6 +78,19 @@ class Gate:
         self._released = 0.0  # requests in the last seconds, decaying
         lane.pool.on_change(self._changed)
 
+    def follow(self, config: Admission, now: float) -> None:
+        """Another config, at once. Who waits keeps place and time; switched off, everybody goes."""
+        self.config = config
+        self.load.follow(config)
+        self.sessions.follow(config.session_s, config.sessions)
+        self.holds_sessions = self.holds_sessions and config.enabled and config.working_set > 0.0
+        self.queue.take_over(config, config.wait_s if self.load.has_any() else config.room_s)
+        if not config.enabled:
+            while (item := self.queue.next(lambda _: True, now)) is not None:
+                self._go(item, now)
+        self.tick(now)
+        self.stirred()
+
     # What a face asks
 
     def offer(
@@ -107,7 +120,7 @@ class Gate:
             if not self.config.room_s or told is None:
                 return self._decide(item, now)
             item.until = now + self.config.room_s
-        elif self._may_go(item, now):
+        elif self.may_go(item, now):
             return self._decide(item, now)
         else:
             item.until = now + self.config.wait_s
@@ -149,7 +162,7 @@ class Gate:
         for item in self.queue.due(now):
             self._late(item, now)
         while self.queue and self.load.has_any() and self.load.room():
-            found = self.queue.next(lambda item: self._fits(item, now), now)
+            found = self.queue.next(lambda item: self.fits(item, now), now)
             if found is None:
                 return
             self._go(found, now)
@@ -162,6 +175,7 @@ class Gate:
         if self.load.has_any() and not self.load.room(_WATCH_SHARE):
             self._watch_until = now + _WATCH_S
         active = bool(self.queue) or now < self._watch_until or not self.load.has_any()
+        active = active and self.config.enabled
         if active:
             self._watched_s += passed
             self.sessions.look(now)
@@ -205,10 +219,21 @@ class Gate:
         capacity = self.capacity_tokens if self.active else 0.0
         return self.sessions.tokens / capacity if capacity else 0.0
 
+    @property
+    def pace(self) -> float:
+        """Requests a second that went out of the queue of late."""
+        return self._released / _RATE_S
+
+    @staticmethod
+    def code(reason: str) -> str:
+        """The error's code of a refusal."""
+        return _CODES[reason]
+
     # Within
 
-    def _may_go(self, item: Waiting, now: float) -> bool:
-        if item.fresh and not self._fits(item, now):
+    def may_go(self, item: Waiting, now: float) -> bool:
+        """Whether a request that comes now goes at once."""
+        if item.fresh and not self.fits(item, now):
             return False
         if self.queue and (self.queue.oldest(False) is not None or not self._blocked(now)):
             return False  # others came before
@@ -217,9 +242,9 @@ class Gate:
     def _blocked(self, now: float) -> bool:
         """Whether all that wait open a session for which there is no memory."""
         oldest = self.queue.oldest(True)
-        return oldest is None or not self._fits(oldest, now)
+        return oldest is None or not self.fits(oldest, now)
 
-    def _fits(self, item: Item, now: float) -> bool:
+    def fits(self, item: Item, now: float) -> bool:
         """Whether there is memory for a session that this request opens."""
         if not self.holds_sessions:
             return True
@@ -312,8 +337,7 @@ class Gate:
 
     def _refusal(self, reason: str, text: str) -> NoReplica:
         self._count(reason)
-        rate = self._released / _RATE_S
-        wait_s = len(self.queue) / rate if rate else self.config.wait_s
+        wait_s = len(self.queue) / self.pace if self.pace else self.config.wait_s
         return NoReplica(
             f"pool {self.lane.pool.name!r}: {text}",
             status=429,
@@ -334,7 +358,7 @@ class Gate:
     def _changed(self, event: str, replica: Replica) -> None:
         """Replicas came or went."""
         del event, replica
-        if not self.load.has_any():
+        if not self.load.has_any() and self.config.enabled:
             self._become(True)
         self.stirred()
 

@@ -58,10 +58,29 @@ class WaitingLine(FairQueue):
     def __init__(self, config: Admission) -> None:
         super().__init__(config.weights, config.tenants, config.age_s)
         self.bytes = 0
-        self._most = config.queue_requests
-        self._most_bytes = config.queue_bytes
+        self._bound(config)
         self._until: list[tuple[float, int, Waiting]] = []
         self._order = count()
+
+    def _bound(self, config: Admission) -> None:
+        self._most = config.queue_requests
+        self._most_bytes = config.queue_bytes
+
+    def take_over(self, config: Admission, wait_s: float) -> None:
+        """Another config: nobody who waits is sent away or has less time than was promised.
+
+        wait_s: how long requests without a deadline of their own may wait from now on.
+        """
+        self.follow(config.weights, config.tenants, config.age_s)
+        self._bound(config)
+        for item in self:
+            assert isinstance(item, Waiting)
+            own = item.prepared.request.wait_s
+            item.until = max(item.until, item.at + (wait_s if own is None else min(wait_s, own)))
+        self._until = [
+            (item.until, next(self._order), item) for item in self if isinstance(item, Waiting)
+        ]
+        heapify(self._until)
 
     def limit(self, item: Waiting) -> str:
         """The bound that one more would break, "" for none."""

@@ -113,6 +113,30 @@ class FairQueue:
         """By tenant, those that nobody waits for among them."""
         return self._accounts
 
+    def weight(self, tenant: str) -> float:
+        """A tenant's share."""
+        return self._weights.get(tenant, 1.0)
+
+    def place(self, item: Item) -> int:
+        """About which place in the line one more would have, the first is 1; it is not put there.
+
+        Before it go earlier levels, what its tenant has with no more work, and of each other tenant
+        as many by weight. Ageing and who may not go are left out.
+        """
+        before = 0
+        for level, flows in self._levels.items():
+            if level < item.level:
+                before += sum(len(flow.known) + len(flow.fresh) for flow in flows.values())
+        flows = self._levels.get(item.level, OrderedDict())
+        flow = flows.get(item.tenant, Flow())
+        own = sum(each.work <= item.work for line in (flow.known, flow.fresh) for each in line)
+        turns = (own + 1) / self.weight(item.tenant)
+        for name, other in flows.items():
+            if name != item.tenant:
+                there = len(other.known) + len(other.fresh)
+                before += min(there, int(turns * self.weight(name)))
+        return before + own + 1
+
     def oldest(self, fresh: bool) -> Item | None:
         """Who waits longest, of those that open a session or of the others."""
         return next(iter(self._fresh if fresh else self._known), None)

@@ -67,6 +67,11 @@ class Sessions:
         self._asked = self._lost = 0.0  # tokens of continued contexts, and those not found
         self._at = 0.0
 
+    def follow(self, quiet_s: float, most: int) -> None:
+        """Other bounds from now on."""
+        self.quiet_s = quiet_s
+        self.most = most
+
     def __len__(self) -> int:
         return len(self._open) + len(self._live)
 
@@ -183,12 +188,11 @@ class Sessions:
 
     def _bound(self) -> None:
         """The longest silent go where there are too many."""
-        if len(self._past) > self.most:
+        while len(self._past) > self.most:
             self._past.popitem(last=False)
-        if len(self) + len(self._quiet) <= self.most:
-            return
-        if self._quiet:
-            self._quiet.popitem(last=False)
-        elif self._live:
-            _, session = self._live.popitem(last=False)
-            self._end(session, came_back=False)
+        while len(self) + len(self._quiet) > self.most and (self._quiet or self._live):
+            if self._quiet:
+                self._quiet.popitem(last=False)
+            else:
+                _, session = self._live.popitem(last=False)
+                self._end(session, came_back=False)

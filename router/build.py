@@ -51,7 +51,7 @@ _IDLE_S = 0.1
 # What a reload cannot change in a running router: sockets, and the sizes of tables and blocks.
 # Everything else it can. What is left as it was is named.
 _RESTART = (
-    *("listen", "admin", "admission", "ext_proc", "shadow", "index", "tokens", "leader"),
+    *("listen", "admin", "ext_proc", "shadow", "index", "tokens", "leader"),
     *("share", "record"),
 )
 _RESTART_LIMITS = ("replicas", "tickets", "upstream_idle")

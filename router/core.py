@@ -140,18 +140,21 @@ class Router:
         kind = Lane if pool_config.kv_events == "off" else ExactLane
         lane = kind(number, pool, parts, config, self.metrics)
         if config.admission.enabled:
-            lane.gate = Gate(lane, config.admission, self.metrics, self._stirred)
+            self._guard(lane, config)
         for spec in pool_config.replicas:
             pool.add(spec, 0.0)
         return lane
+
+    def _guard(self, lane: Lane, config: Config) -> None:
+        lane.gate = Gate(lane, config.admission, self.metrics, self._stirred)
 
     def _open(self, lane: Lane) -> None:
         self._by_number.append(lane)
         self.pools[lane.pool.name] = lane.pool
         self.lanes[lane.pool.name] = lane
 
-    def reload(self, config: Config) -> list[Pool]:
-        """Follow pools, model names, zone and parts of a new config; the pools that are gone.
+    def reload(self, config: Config, now: float | None = None) -> list[Pool]:
+        """Follow pools, model names, zone, parts and admission of a new config; the pools gone.
 
         A pool that stays keeps its replicas, view and tickets; its parts are built anew where they
         changed. One that is gone gets no more requests, and its tickets are served to their end.
@@ -188,9 +191,20 @@ class Router:
         self.lanes.update(lanes)
         self.pools.clear()
         self.pools.update((name, lane.pool) for name, lane in lanes.items())
-        self.config = config
+        before, self.config = self.config, config
         self.catalog.follow(config)
+        if config.admission != before.admission:  # last: who waits may go within it
+            for lane in lanes.values():
+                self._admit(lane, config, self.clock(now))
         return [lane.pool for lane in gone]
+
+    def _admit(self, lane: Lane, config: Config, now: float) -> None:
+        """Other admission for a pool. A gate stays with its lane, also when it is off: its sessions
+        and open tickets come to their end there."""
+        if lane.gate is not None:
+            lane.gate.follow(config.admission, now)
+        elif config.admission.enabled:
+            self._guard(lane, config)
 
     def prepare(self, request: Request, rand: int = 0) -> Prepared:
         """Model name to pool, and the prefix key. Raises RequestError 404 `model_not_found`."""

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from warmlane._core import cost
+from warmlane.router.admission_outlook import Outlook, outlook
 from warmlane.router.decide import LAST_RESORT, Decider
 from warmlane.router.errors import NoReplica
 from warmlane.router.lane import Prepared
@@ -71,6 +72,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that led to one decision; `msgspec.json.encode` makes it the admin API's answer.
 
     error: why nobody could be chosen, "" otherwise. fallback: why the advice failed, "" otherwise.
+    admission: whether it would go to one of them now; None: admission is off.
     """
 
     pool: str
@@ -88,6 +90,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     fallback: str = ""
     error: str = ""
     removed: dict[str, int] = {}
+    admission: Outlook | None = None
 
 
 def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
@@ -104,6 +107,7 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
     terms = _terms(decider) if lines else []
     scored = bool(lines) and not fallback
     waiting = candidates.waiting
+    gate = lane.gate
     said = [lane.view.said(slot, prepared.request, target.adapter) for slot in range(len(pool))]
     table = [
         ReplicaLine(
@@ -147,6 +151,9 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
         fallback=fallback,
         error=nobody.message if nobody is not None and not order else "",
         removed=nobody.removed if nobody is not None else {},
+        admission=outlook(gate, prepared, now)
+        if gate is not None and gate.config.enabled
+        else None,
     )
 
 

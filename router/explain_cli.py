@@ -22,6 +22,7 @@ from rich.table import Table
 from warmlane.router.errors import ConfigError
 
 _TIMEOUT_S = 10.0
+_TAKEN = ("authorization", "connection", "content-length", "content-type", "host", "origin")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--token-file", default=argparse.SUPPRESS, metavar="FILE", help="file with the admin token"
+    )
+    parser.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="NAME:VALUE",
+        help="a header of the client's that counts: session, subset, API key, tenant, deadline",
     )
     parser.add_argument("--json", action="store_true", help="print the answer as it came")
 
@@ -74,6 +82,8 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
         highlight=False,
         markup=False,  # names are the client's and the operator's
     )
+    if e.get("admission"):
+        console.print(_admission(e["admission"]), highlight=False, markup=False)
     for field in ("fallback", "error"):
         if e[field]:
             console.print(f"{field}: {e[field]}", style="red", highlight=False, markup=False)
@@ -113,6 +123,46 @@ def state_of(row: Mapping[str, Any]) -> str:
     return f"{state}, not by {filter_}" if filter_ and state == "ready" else state
 
 
+_REASONS = {
+    "below_saturation": "nothing waits below saturation",
+    "room": "room in a replica",
+    "memory": "memory for a new session",
+    "others_first": "others came before",
+    "nobody_ready": "no replica is ready",
+}
+
+
+def _admission(told: Mapping[str, Any]) -> str:
+    """What admission would do, and the figures that decide it."""
+    result, reason = told["result"], told["reason"]
+    if result == "go":
+        head = f"goes at once ({_REASONS[reason]})"
+    elif result == "refuse":
+        head = f"refused, 429 {told['code']}"
+    else:
+        head = f"waits for: {_REASONS[reason]}; place {told['position']} of {told['waiting'] + 1}"
+        head += ", about " + _seconds(told["expected_wait_s"])
+        head += f", at most {_seconds(told['longest_wait_s'])}"
+        head += "" if told["in_time"] else " (too late: 429 queue_timeout)"
+    session = "opens a session" if told["opens_session"] else "goes on with its session"
+    limit = f"{told['allowed_tokens']:.0f}" if told["allowed_tokens"] else "no limit"
+    return (
+        f"admission: {head}\n"
+        f"  room in {told['replicas_with_room']} of {told['replicas_ready']} replicas;"
+        f" {told['waiting']} wait, of its tenant {told['tenant_waiting']}"
+        f" (deficit {told['tenant_deficit']:.0f} tokens, weight {told['tenant_weight']:g})"
+        f"{', level ' + str(told['level']) if told['level'] else ''}\n"
+        f"  {session}, {told['new_tokens']:.0f} new tokens; live sessions and it"
+        f" {told['wanted_tokens']:.0f} KV tokens of {limit}"
+        f"{', new sessions are held' if told['holds_sessions'] else ''}"
+        f", {told['lost_share']:.0%} of continued contexts lost"
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "an unknown time" if value is None else f"{value:.3g} s"
+
+
 def _order(row: Mapping[str, Any]) -> tuple[bool, int, str]:
     order = row["order"]
     return order is None, order or 0, row["replica"]
@@ -148,7 +198,7 @@ def _ask(args: argparse.Namespace, body: bytes) -> tuple[int, bytes]:
     url = f"{parts.scheme}://{parts.netloc}/admin/v1/explain"
     if "path" in given:
         url += f"?path={quote(given['path'], safe='')}"
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", **_headers(args.header)}
     if "token_file" in given:
         headers["Authorization"] = f"Bearer {_token(given['token_file'])}"
     request = urllib.request.Request(url, body, headers)
@@ -163,6 +213,19 @@ def _ask(args: argparse.Namespace, body: bytes) -> tuple[int, bytes]:
     except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return 0, f"{base} does not answer: {reason}".encode()
+
+
+def _headers(given: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        name, colon, value = text.partition(":")
+        name = name.strip()
+        if not colon or not name.replace("-", "").isalnum() or not (name + value).isprintable():
+            raise ConfigError(f"--header: {text!r}: must be NAME:VALUE")
+        if name.lower() in _TAKEN:
+            raise ConfigError(f"--header: {name!r}: is of the question itself")
+        found[name] = value.strip()
+    return found
 
 
 def _token(path: str) -> str:

@@ -87,6 +87,7 @@ FLOORS: list[tuple[str, int]] = [
     ("warmlane.router.explain", 4),
     ("warmlane.router.admission", 4),
     ("warmlane.router.admission_line", 4),  # holds what lanes prepared
+    ("warmlane.router.admission_outlook", 4),
     ("warmlane.router.admission_*", 3),
     ("warmlane.router.core", 4),
     ("warmlane.router.predicted", 4),

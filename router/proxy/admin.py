@@ -37,6 +37,7 @@ import msgspec
 from aiohttp import web
 
 from warmlane.router.admission import described
+from warmlane.router.admission_read import marked
 from warmlane.router.build import Running
 from warmlane.router.config import Config
 from warmlane.router.config_load import replica_specs
@@ -243,13 +244,19 @@ class Admin:
     async def _explain(self, request: web.Request) -> web.Response:
         body = await request.read()
         path = request.query.get("path") or guess_path(body)
-        # Of the caller's own headers only those count that would steer a client's request too.
+        # Of the caller's own headers only those count that would steer a client's request too, and
+        # not the one with the admin token.
+        admission = self.running.config.admission
+        names = ["x-session-id", "x-warmlane-subset", "x-api-key", "api-key"]
         headers = {
-            name.encode(): value.encode("utf-8", "surrogateescape")
-            for name in ("x-session-id", "x-warmlane-subset")
+            name.lower().encode(): value.encode("utf-8", "surrogateescape")
+            for name in names + admission.tenant_headers + admission.deadline_headers
             if (value := request.headers.get(name)) is not None
         }
+        headers.pop(b"authorization", None)
         parsed, _ = parse("POST", path, headers, body, transfer_params="strip", trust_subset=True)
+        if admission.enabled:
+            parsed = marked(parsed, headers, body, admission)
         explanation = self.running.router.explain(parsed, monotonic())
         return web.Response(body=msgspec.json.encode(explanation), content_type="application/json")
 

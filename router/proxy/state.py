@@ -164,6 +164,7 @@ class State(Shared):
         }
         for name in pools:
             self.side(name).follow(config)
+            self._watch(name)  # the reload may have made it
 
     def _settle_plain(self, config: Config) -> None:
         """What the compiled half has to know of the config."""
@@ -217,10 +218,14 @@ class State(Shared):
             side = self.sides[pool] = PoolSide(self.router.pools[pool], self, monotonic())
             self.links.watch(side.pool)
             side.pool.on_change(self._pool_changed)
-            gate = self.router.lanes[pool].gate
-            if gate is not None:
-                gate.on_active.append(self.forget_leads)
+            self._watch(pool)
         return side
+
+    def _watch(self, pool: str) -> None:
+        """Hear of the moments at which admission begins and ends to look at requests."""
+        gate = self.router.lanes[pool].gate
+        if gate is not None and self.forget_leads not in gate.on_active:
+            gate.on_active.append(self.forget_leads)
 
     def _pool_changed(self, event: str, replica: Replica) -> None:
         self.forget_leads()

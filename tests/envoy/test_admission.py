@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from time import monotonic
 
+import msgspec
 import pytest
 
 from tests.envoy import gateway as envoy
@@ -65,6 +66,13 @@ class Desk:
     def talk(self) -> Talk:
         return Talk(self.picker)
 
+    def follow(self, **changes: object) -> None:
+        """As a reload of the config file with other settings of admission."""
+        admission = msgspec.structs.replace(self.router.config.admission, **changes)
+        config = msgspec.structs.replace(self.router.config, admission=admission)
+        self.router.reload(config, monotonic())
+        self.picker.follow(config)
+
     def make_room(self) -> None:
         """The answers to the first two come and end."""
         for each in self.first:
@@ -89,6 +97,27 @@ def test_the_choice_is_answered_when_there_is_room() -> None:
     assert envoy.joined(answers[1:]) == BODY
     talk.say(envoy.response_headers(200), envoy.response_body(b"{}"))
     talk.session.closed()
+    desk.clean()
+
+
+def test_a_reload_lets_those_go_who_have_room_now() -> None:
+    desk = Desk()
+    talk = desk.talk()
+    assert talk.ask() == [] and len(desk.gate.queue) == 1
+    desk.follow(enabled=False)
+    assert talk.hear()[0].endpoint == "10.0.0.1:8000"
+    late = desk.talk()
+    assert late.ask()[0].endpoint == "10.0.0.1:8000"
+    desk.follow(enabled=True)
+    desk.router.maintain(monotonic())
+    waits = desk.talk()
+    assert waits.ask() == [] and len(desk.gate.queue) == 1
+    desk.follow(unstarted=20, backlog_s=100.0)
+    assert waits.hear()[0].endpoint == "10.0.0.1:8000"
+    for each in (talk, late, waits):
+        each.say(envoy.response_headers(200), envoy.response_body(b"{}"))
+        each.session.closed()
+    desk.make_room()
     desk.clean()
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
 
+import msgspec
 import pytest
 
 from warmlane.router.admission import Gate
@@ -60,6 +61,15 @@ async def until(true: Any) -> None:
     async with asyncio.timeout(10):
         while not true():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.005)
+
+
+def follow(running: Rig, **changes: Any) -> None:
+    """As a reload of the config file with other settings of admission."""
+    config = running.router.config
+    admission = msgspec.structs.replace(config.admission, **changes)
+    config = msgspec.structs.replace(config, admission=admission)
+    running.router.reload(config, monotonic())
+    running.proxy.state.follow(config)
 
 
 def ask(running: Rig, name: str = "", *extra: str) -> asyncio.Task[Any]:
@@ -125,6 +135,31 @@ async def test_refusals(settings: dict[str, Any], header: str, code: str) -> Non
         assert running.router.metrics.counts["warmlane_rejected_total"][(code,)] == 1
         gate_open.set()
         assert [(await each).status for each in under_way] == [200, 200]
+
+
+async def test_a_reload_lets_those_go_who_have_room_now() -> None:
+    """Also where it switches admission off, and on again in the same proxy."""
+    events = [asyncio.Event() for _ in range(12)]
+    async with tended(gated(*events)) as (running, gate):
+        first = await saturate(running, gate)
+        waits = ask(running)
+        await until(lambda: gate.queue)
+        follow(running, backlog_s=100.0)
+        await until(lambda: len(running.seen) == FULL + 1)
+        follow(running, backlog_s=0.001)
+        more = [ask(running) for _ in range(4)]
+        await until(lambda: len(gate.queue) == 4)
+        follow(running, enabled=False)
+        await until(lambda: len(running.seen) == FULL + 5)
+        follow(running, enabled=True)
+        await until(lambda: gate.active)
+        last = ask(running)
+        await until(lambda: gate.queue)
+        for each in events:
+            each.set()
+        replies = [await each for each in (*first, waits, *more, last)]
+        assert {each.status for each in replies} == {200}
+        assert not gate.queue
 
 
 async def test_it_waits_for_a_replica_to_come_up() -> None:

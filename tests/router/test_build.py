@@ -24,6 +24,7 @@ from warmlane.router.config import (
     Scrape,
     Timeouts,
 )
+from warmlane.router.config_admission import Admission
 from warmlane.router.config_load import from_data
 from warmlane.router.errors import ConfigError
 from warmlane.router.types import Kind, Outcome, ReplicaSpec, ReplicaState, Request
@@ -145,6 +146,7 @@ def test_restart_needed_names_dotted_paths() -> None:
     assert restart_needed(config, config) == []
     live = replaced(config, replicas=[ReplicaSpec(url="http://a:1")], engine_api_key_env="X")
     live = msgspec.structs.replace(live, probe=Probe(interval_s=9), timeouts=Timeouts(drain_s=1))
+    live = msgspec.structs.replace(live, admission=Admission(enabled=True))
     assert restart_needed(config, live) == []
     other = msgspec.structs.replace(
         config,

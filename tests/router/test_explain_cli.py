@@ -14,9 +14,10 @@ from tests.router.feeds.engine import Engine, until
 from warmlane.router.build import build
 from warmlane.router.cli import main
 from warmlane.router.config import Admin, Config, PoolConfig
+from warmlane.router.config_admission import Admission
 from warmlane.router.explain_cli import state_of
 from warmlane.router.proxy.admin import start_admin
-from warmlane.router.types import ReplicaSpec
+from warmlane.router.types import Kind, ReplicaSpec, ReplicaState, Request
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "secret words " * 50}]}
 
@@ -75,6 +76,42 @@ def test_the_state_of_a_row(state: str, filtered: str, shown: str) -> None:
     assert state_of({"state": state, "removed_by": filtered}) == shown
 
 
+async def test_what_admission_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = tmp_path / "body.json"
+    body.write_text(json.dumps({"model": "m", "prompt": "words " * 400}))
+    admission = Admission(enabled=True, tenant="header", backlog_s=0.001, unstarted=1)
+    specs = [ReplicaSpec(url="http://127.0.0.9:9")]
+    config = Config(
+        pools=[PoolConfig(replicas=specs, models=["m"])],
+        admission=admission,
+        admin=Admin(port=0),
+    )
+    running = await build(config)
+    admin = await start_admin(running, config, list)
+    words = ["--admin", f"http://127.0.0.1:{admin.port}", str(body)]
+    try:
+        assert await explain(*words) == 0
+        assert "waits for: no replica is ready" in capsys.readouterr().out
+        running.router.pools["default"].set_state(0, ReplicaState.READY)
+        running.router.maintain(0.0)
+        assert await explain(*words) == 0
+        assert "goes at once" in capsys.readouterr().out
+        for number in range(3):
+            request = Request(kind=Kind.COMPLETIONS, model="m", prompt=b"%d " % number * 9000)
+            running.router.ask(request, 0.0, 1, None)
+        running.router.maintain(0.1)
+        named = ["x-llm-d-inference-fairness-id: us", "x-warmlane-deadline-ms:0"]
+        headers = [word for name in named for word in ("--header", name)]
+        assert await explain(*words, *headers) == 0
+        text = capsys.readouterr().out
+        assert "waits for: room in a replica; place 1 of 1" in text
+        assert "at most 0 s (too late: 429 queue_timeout)" in text
+        assert "room in 0 of 1 replicas" in text and "opens a session" in text
+    finally:
+        await admin.close()
+        await running.close()
+
+
 async def test_json_and_stdin(
     admin_url: str,
     tmp_path: Path,
@@ -114,6 +151,8 @@ async def test_a_refusal_is_one_line_and_status_1(
         ("{", [], "not JSON"),
         ("{}", ["--admin", "ftp://x"], "--admin"),
         ("{}", ["--token-file", "/no/token"], "/no/token"),
+        ("{}", ["--header", "no colon"], "NAME:VALUE"),
+        ("{}", ["--header", "Authorization: x"], "of the question"),
     ],
 )
 async def test_bad_input_is_one_line_and_status_2(
@@ -135,5 +174,5 @@ async def test_bad_input_is_one_line_and_status_2(
 async def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert await explain("--help") == 0
     text = capsys.readouterr().out
-    for word in ("BODY.json", "--admin", "--path", "--token-file", "--json"):
+    for word in ("BODY.json", "--admin", "--path", "--token-file", "--json", "--header"):
         assert word in text
