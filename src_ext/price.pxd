@@ -8,8 +8,8 @@ price(r)   = F_r V_r f                      prefill in line there, f the work of
            + min(w (P_r - P_min), limit)    lately placed tokens: caches are filled evenly
            + d_r max(V_r + u - R_r, 0)      tokens that find no room in the KV cache, until it has
            + Z_r                            another zone than the router's
-n'_r       = max(n + clamp(n_r - n, -m, m), 0), n the mean of n_r: with the fleet's mean batch, new
-             tokens are dear everywhere alike; what one replica has more counts up to m
+n'_r       = min(n_r, m) + max(n - m, 0), n the mean of n_r: up to m a busy replica is dearer; what
+             the mean batch is beyond makes new tokens dear everywhere alike
 theta      = p lambda mean(V + d max(V - R, 0)) / (1 - rho)   arrivals until the backlog clears
 F_r        how much slower than the middle replica this one prefills, learned (pace.h); what is
            saved for others is in tokens of the middle one, else a slow replica looks dear when

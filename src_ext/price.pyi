@@ -13,17 +13,16 @@ class Price:
     on H100, H200 and A100; twice or half of them changes little (docs/policies.md).
 
     pair: attention of one query-key pair. interference: weight of the delay that a prefill brings
-    to requests that run there: the mean number of all replicas, and what one has more or less up to
-    `crowd`. decode: weight of the slow-down by one more sequence; context and sequence: its cost a
-    cached token and by itself. copy: weight of storing once more what another replica holds.
-    strength: of the price of backlog. seconds_per_token: of prefill, for the load and for the wait
-    for room alone. rho_cap: greatest utilisation believed. window_s: memory of the arrival rate.
-    output: expected tokens of an answer until `tick` says better. spread: weight of a token that
-    was placed there of late beyond the least filled, up to spread_limit in all. scarcity: weight of
-    the wait for room in a full KV cache; reserve: share of the cache that is left for the growth of
-    those who run. learn: whether replicas may turn out to be of unequal pace (`heard`); what is
-    within half of the middle one counts as equal, what is slower or faster is believed up to 4
-    times.
+    to requests that run there, at most `crowd` of them, and what the mean of all replicas has more.
+    decode: weight of the slow-down by one more sequence; context and sequence: its cost a cached
+    token and by itself. copy: weight of storing once more what another replica holds. strength: of
+    the price of backlog. seconds_per_token: of prefill, for the load and for the wait for room
+    alone. rho_cap: greatest utilisation believed. window_s: memory of the arrival rate. output:
+    expected tokens of an answer until `tick` says better. spread: weight of a token that was placed
+    there of late beyond the least filled, up to spread_limit in all. scarcity: weight of the wait
+    for room in a full KV cache; reserve: share of the cache that is left for the growth of those
+    who run. learn: whether replicas may turn out to be of unequal pace (`heard`); what is within
+    half of the middle one counts as equal, what is slower or faster is believed up to 4 times.
     Raises ValueError for what is negative, infinite or out of range.
     """
 

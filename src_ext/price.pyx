@@ -49,7 +49,7 @@ cdef double fill_prices(
     Py_ssize_t size, double* prices, double* terms,
 ) noexcept nogil:
     cdef double most = 0.0, total = 0.0, own, ahead, decode, count = 0.0, greatest = 0.0
-    cdef double least = INFINITY, filled, crowd, factor, best = INFINITY, busy = 0.0
+    cdef double least = INFINITY, filled, crowd, factor, best = INFINITY, busy = 0.0, beyond
     cdef double[TERMS] part
     cdef Py_ssize_t at, term
     for at in range(size):
@@ -61,18 +61,19 @@ cdef double fill_prices(
             least = placed[at] if placed[at] < least else least
     ahead = rates.ahead * rates.work * total / count if count else 0.0
     busy = busy / count if count else 0.0
+    beyond = busy - rates.crowd if busy > rates.crowd else 0.0
     decode = rates.output * (rates.context * (prompt + rates.output / 2.0) + rates.sequence)
     for at in range(size):
         if not kept[at]:
             continue
         own = own_work(rates, prompt - hits[at], hits[at])
-        crowd = busy + min(max(running[at] - busy, -rates.crowd), rates.crowd)
+        crowd = running[at] if running[at] < rates.crowd else rates.crowd
         filled = rates.spread * (placed[at] - least)
         factor = sites[at].factor
         part[0] = factor * waiting[at] * rates.work
         part[1] = factor * own
         part[2] = ahead * own
-        part[3] = factor * rates.interference * max(crowd, 0.0) * own
+        part[3] = factor * rates.interference * (crowd + beyond) * own
         part[4] = rates.decode * running[at] * decode
         part[5] = rates.copy * own_work(rates, most - hits[at], hits[at])
         part[6] = filled if filled < rates.spread_limit else rates.spread_limit

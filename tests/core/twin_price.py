@@ -64,8 +64,7 @@ class TwinPrice:
             answer = self.output * (
                 self.c["context"] * (prompt + self.output / 2) + self.c["sequence"]
             )
-            beyond = min(max(running[slot] - mean, -crowd), crowd)
-            delays = self.c["interference"] * max(0.0, mean + beyond)
+            delays = self.c["interference"] * (min(running[slot], crowd) + max(0.0, mean - crowd))
             mine = waiting[slot] * self.work + own * (1 + delays)
             out[slot] = (
                 self.factors.get(slot, 1.0) * mine
