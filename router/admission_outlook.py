@@ -57,8 +57,11 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     lost_share: float
 
 
-def outlook(gate: Gate, prepared: Prepared, now: float) -> Outlook:
-    """What `gate` would do with this request now."""
+def outlook(prepared: Prepared, now: float) -> Outlook | None:
+    """What the gate of its pool would do with this request now. None: admission is off."""
+    gate = prepared.lane.gate
+    if gate is None or not gate.config.enabled:
+        return None
     request, load, queue, sessions = prepared.request, gate.load, gate.queue, gate.sessions
     session = sessions.find(request.session, prepared.key)
     prompt = gate.lane.view.lengths(prepared.key)[0]

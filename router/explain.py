@@ -107,7 +107,6 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
     terms = _terms(decider) if lines else []
     scored = bool(lines) and not fallback
     waiting = candidates.waiting
-    gate = lane.gate
     said = [lane.view.said(slot, prepared.request, target.adapter) for slot in range(len(pool))]
     table = [
         ReplicaLine(
@@ -128,8 +127,7 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
             prefill_tokens=candidates.prefill_tokens[slot],
             waiting=waiting[slot],
             **_work(pool, slot),
-            adapter=pool.adapters.state(slot, target.adapter) if target.adapter else "",
-            adapter_s=pool.adapters.cost(slot, target.adapter, now) if target.adapter else 0.0,
+            **_adapter(pool, slot, target.adapter, now),
             load_age_s=pool.load_age_s(slot, now),
         )
         for slot, each in enumerate(pool.replicas)
@@ -151,10 +149,18 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
         fallback=fallback,
         error=nobody.message if nobody is not None and not order else "",
         removed=nobody.removed if nobody is not None else {},
-        admission=outlook(gate, prepared, now)
-        if gate is not None and gate.config.enabled
-        else None,
+        admission=outlook(prepared, now),
     )
+
+
+def _adapter(pool: Pool, slot: int, adapter: str, now: float) -> dict[str, Any]:
+    if not adapter:
+        return {}
+    adapters = pool.adapters
+    return {
+        "adapter": adapters.state(slot, adapter),
+        "adapter_s": adapters.cost(slot, adapter, now),
+    }
 
 
 def _work(pool: Pool, slot: int) -> dict[str, Any]:
