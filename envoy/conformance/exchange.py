@@ -170,6 +170,12 @@ class Exchange:
             await self._settle()
         return self
 
+    async def resume(self) -> Exchange:
+        """Go on waiting for what did not come in time."""
+        self.stalled = ""
+        await self._settle()
+        return self
+
     async def respond(self, response: Response) -> Exchange:
         """The response phase, after the request went upstream."""
         space = {SPACE: {SERVED: response.served}} if response.served is not None else {}
