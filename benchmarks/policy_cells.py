@@ -93,7 +93,7 @@ def cells() -> list[Cell]:
                 found.append(_cell(name, profile, replicas, knee * load, view))
     found.append(_cell("conversation", MIXED, 8, 0.7, "approximate"))
     found.append(_cell("synthetic", MIXED, 8, 0.7, "approximate"))
-    tier = (("tier_tokens", 1_000_000),)
+    tier = (("tier_tokens", 1_000_000), ("tier_told", True))
     for view in ("approximate", "exact"):
         cell = _cell("coding", LLAMA, 8, 0.8, view)
         found.append(cell._replace(name=f"{cell.name}, offload tier", world=tier))

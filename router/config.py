@@ -144,6 +144,13 @@ class PoolConfig(Tree, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1)] | None,
         _note("KV cache of one replica when its metrics do not tell; null: index.capacity_tokens"),
     ] = None
+    tier_tokens: Annotated[
+        int,
+        Meta(ge=0),
+        _note(
+            "tokens that a slower tier behind each KV cache keeps: the approximate view's horizon"
+        ),
+    ] = 0
     tokenizer: Annotated[
         str,
         _note("token ids for exact matching: off, engine (its /tokenize), or a model's folder"),

@@ -106,7 +106,7 @@ class Lane(Desk):
         old = self.pool.follow(config)
         if parts is not None:
             self._use(parts, zone)
-        if config.capacity_tokens != old.capacity_tokens:
+        if (config.capacity_tokens, config.tier_tokens) != (old.capacity_tokens, old.tier_tokens):
             self.view.resize()
 
     @property

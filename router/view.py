@@ -230,6 +230,7 @@ class CacheView:
     def _say_room(self) -> None:
         """One line when the replicas' caches outgrow the index: it then forgets what they hold."""
         most = max((self.capacity_tokens(replica) or 0 for replica in self.pool), default=0)
+        most += self.pool.config.tier_tokens
         room = self.room_tokens()
         small = room is not None and room < _CLEARLY_SMALL * most
         if small and not self._is_small:
@@ -246,6 +247,7 @@ class CacheView:
 
     def _capacity_blocks(self, replica: Replica, unit: str) -> int:
         tokens = self.capacity_tokens(replica) or self._config.capacity_tokens
+        tokens += self.pool.config.tier_tokens  # what is evicted is still worth most of a hit
         return max(1, round(tokens / self.block_tokens(unit)))
 
     def _resize(self, replica: Replica) -> None:

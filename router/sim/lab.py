@@ -95,6 +95,8 @@ class Lab:
         replicas = specs(len(fleet), options.zones)
         pool = msgspec.structs.replace(pool, name=POOL, models=[MODEL], replicas=replicas)
         self.policy = pool.policy
+        if options.tier_told:
+            pool = msgspec.structs.replace(pool, tier_tokens=options.tier_tokens)
         view = "approximate" if options.view == "exact" else options.view
         index = Index(block_tokens=BLOCK_TOKENS, view=view, max_bytes=0)  # type: ignore[arg-type]
         exact = options.view == "exact"

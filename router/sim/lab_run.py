@@ -18,7 +18,8 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     router ([]: 1). kv_tokens: KV cache of each, 0: the preset's. rate: arrivals come that many
     times faster. view: what the router knows of the caches. kv_scale: the router's belief of the
     cache size over the truth. scrape_s: between two scrapes; view_lag_s: by which cache events are
-    late (exact view). tier_tokens: host memory behind each KV cache. zones: of the replicas and of
+    late (exact view). tier_tokens: host memory behind each KV cache; tier_told: the config of the
+    router says so (of use to the approximate view). zones: of the replicas and of
     the routers, in turn; a session keeps to the routers of one zone, and a request to another one
     is cross_zone_s longer under way. front_s: from the router into an engine's queue. routers: that
     many before one fleet, each request through one of them by chance. share_s: time between two
@@ -41,6 +42,7 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[Change, ...] = ()
     view_lag_s: float = 0.0
     tier_tokens: int = 0
+    tier_told: bool = False
     zones: tuple[str, ...] = ()
     cross_zone_s: float = 0.002
     front_s: float = FRONT_S

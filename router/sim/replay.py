@@ -158,6 +158,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--tier-tokens", type=int, default=0, metavar="TOKENS", help="host memory behind a KV cache"
     )
+    add("--tier-told", action="store_true", help="the router's config names --tier-tokens")
     add("--zones", default="", metavar="A,B", help="of replicas and routers, in turn")
     add("--event-lag", type=float, default=0.0, metavar="S", help="of cache events (exact view)")
     add("--scrape-interval", type=float, default=1.0, metavar="S", help="of the engines' metrics")
@@ -205,6 +206,7 @@ def options_of(args: argparse.Namespace) -> LabOptions:
             _change(what, text, len(fleet)) for what in CHANGES for text in getattr(args, what)
         ),
         tier_tokens=args.tier_tokens,
+        tier_told=args.tier_told,
         zones=tuple(filter(None, args.zones.split(","))),
         view_lag_s=args.event_lag,
         scrape_s=args.scrape_interval,

@@ -273,6 +273,21 @@ def test_capacity_follows_the_engines_metrics() -> None:
     assert max(old.hit_tokens) == 0 and max(new.hit_tokens) > 900
 
 
+def test_what_a_slower_tier_keeps_is_still_a_hit() -> None:
+    """400 tokens of KV cache and 3,000 behind it hold three prompts of 1,000 tokens."""
+
+    def oldest_hit(**given: int) -> int:
+        router = router_of(1, capacity_tokens=400, **given)
+        for seed in range(3):
+            decision = router.decide(chat(words(1000, seed)), 0.0, seed)
+            router.sent(decision.ticket, 0, 0.0)
+            router.close(decision.ticket, Outcome(), 0.0)
+        return max(router.decide(chat(words(1000, 0)), 1.0, 1).hit_tokens)
+
+    assert oldest_hit() == 0
+    assert oldest_hit(tier_tokens=8000) > 900
+
+
 def test_an_engine_that_tells_no_capacity_is_warned_about_once(caplog: Any) -> None:
     for pool, warnings in (({}, 1), ({"capacity_tokens": 5000}, 0)):
         caplog.clear()

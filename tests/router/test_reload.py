@@ -112,6 +112,17 @@ def test_parts_are_built_anew_where_they_changed_and_the_view_stays() -> None:
     idle(router)
 
 
+@pytest.mark.parametrize("field", ["capacity_tokens", "tier_tokens"])
+def test_a_larger_cache_is_followed(field: str) -> None:
+    router = Router(config(pool("a", "a0", capacity_tokens=200)))
+    router.reload(config(pool("a", "a0", **{"capacity_tokens": 200, field: 20_000})))
+    for seed in range(3):
+        decision = router.decide(chat(words(1000, seed), model="a"), 0.0, 1)
+        router.sent(decision.ticket, 0, 0.0)
+        router.close(decision.ticket, Outcome(), 0.0)
+    assert max(router.decide(chat(words(1000, 0), model="a"), 1.0, 1).hit_tokens) > 900
+
+
 def test_names_zone_and_capacity_follow() -> None:
     router = Router(config(pool("a", "a0"), pool("b", "b0"), models=[{"name": "x", "pool": "a"}]))
     assert router.decide(chat(model="x"), 0.0, 1).pool == "a"

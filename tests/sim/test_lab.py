@@ -90,6 +90,11 @@ def test_a_tier_brings_back_what_a_small_cache_forgot(view: str) -> None:
     assert hit(behind) > hit(alone) + 0.1
     found = figures(behind, Slo())
     assert found.tier_hit_tokens == behind.tier_hits <= found.hit_tokens
+    told = run("default", view=view, kv_tokens=8_000, tier_tokens=400_000, tier_told=True)
+    if view == "exact":
+        assert told.done == behind.done, "its events tell of the tier"
+    else:
+        assert sum(each.predicted for each in told.done) > sum(e.predicted for e in behind.done)
 
 
 def test_late_events_know_less() -> None:
