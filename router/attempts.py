@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Final
 
+from warmlane._core.upkeep import Tally
 from warmlane.router.config import Retry
 
 
@@ -67,14 +68,14 @@ def classify(status: int, openai_error: bool) -> Fault | None:
     return Fault.SERVER if status >= 500 else None
 
 
-class RetryBudget:
+class RetryBudget(Tally):
     """Retries of one pool: at most `ratio` of the requests of the last window, plus `minimum`.
 
-    The window slides over two buckets; `request` is one addition. Cost: constant.
+    The window slides over two buckets; `request` is the base's one addition. Cost: constant.
     """
 
     __slots__ = (
-        *("_before", "_broken", "_minimum", "_ratio", "_requests", "_retries", "_start"),
+        *("_before", "_broken", "_minimum", "_ratio", "_retries", "_start"),
         "_window",
     )
 
@@ -91,10 +92,6 @@ class RetryBudget:
         self._ratio = settings.budget_ratio
         self._minimum = settings.budget_min
         self._window = settings.budget_window_s
-
-    def request(self) -> None:
-        """Count one request (not its retries)."""
-        self._requests += 1
 
     def roll(self, now: float) -> None:
         """Move the window on. Call it at least once per window, or old requests count longer."""

@@ -15,44 +15,22 @@ Cost: `ok` is two additions and two comparisons.
 
 from __future__ import annotations
 
+from warmlane._core.upkeep import Record, Records
 from warmlane.router.config import Ejection
 
 
-class _Record:
-    __slots__ = ("failed", "failed_before", "ok", "ok_before", "row", "times", "trial", "until")
+class Ejector(Records):
+    """The ejection state of one pool. `ok` is the base's: every answer calls it."""
 
-    def __init__(self) -> None:
-        self.row = 0  # faults in a row
-        self.ok = self.failed = 0  # of this half of the sliding window
-        self.ok_before = self.failed_before = 0
-        self.times = 0  # ejections lately: the exponent of the back-off
-        self.trial = 0  # good answers still needed to be well again
-        self.until = -1.0  # end of the ejection; -1: not out
-
-
-class Ejector:
-    """The ejection state of one pool."""
-
-    __slots__ = ("_records", "_rolled", "_settings")
+    __slots__ = ("_rolled", "_settings")
 
     def __init__(self, settings: Ejection, now: float) -> None:
         self._settings = settings
-        self._records: dict[int, _Record] = {}
         self._rolled = now
 
     def follow(self, settings: Ejection) -> None:
         """Other settings from now on; who is out stays out as long as was said."""
         self._settings = settings
-
-    def ok(self, slot: int) -> None:
-        """A replica answered."""
-        record = self._records.get(slot)
-        if record is None:
-            record = self._records[slot] = _Record()
-        record.ok += 1
-        record.row = 0
-        if record.trial:
-            record.trial -= 1
 
     def fault(self, slot: int, now: float, rand: float, members: int) -> float:
         """A replica failed. Seconds for which it is ejected from now on; 0.0: it stays.
@@ -60,9 +38,7 @@ class Ejector:
         rand: 0..1, spreads the returns by +-25 % so that replicas which failed together do not
         come back together. members: replicas of the pool that could serve, ejected ones included.
         """
-        record = self._records.get(slot)
-        if record is None:
-            record = self._records[slot] = _Record()
+        record = self._record(slot)
         record.row += 1
         record.failed += 1
         if record.until >= 0.0 or not self._is_ill(record):
@@ -75,7 +51,7 @@ class Ejector:
         record.times = min(record.times + 1, 30)
         return seconds
 
-    def _is_ill(self, record: _Record) -> bool:
+    def _is_ill(self, record: Record) -> bool:
         settings = self._settings
         if record.trial or record.row >= settings.failures:
             return True

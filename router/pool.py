@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from warmlane._core.ledger import Ledger
 from warmlane._core.price import Price
+from warmlane._core.upkeep import Placements
 from warmlane.router.adapters import AdapterTable
 from warmlane.router.config import Limits, PoolConfig
 from warmlane.router.config_load import normal_spec
@@ -29,7 +30,6 @@ LoadListener = Callable[["Replica", LoadSnapshot | None], None]
 # decided something itself: about the median prompt of the public chat traces after its hits.
 _FOREIGN_TOKENS = 512.0
 _PLACED_HALF_LIFE_S = 300.0  # a cache of 400,000 tokens turns over in minutes under load
-_MEAN_STEP = 0.02  # exponential mean over about the last 50 decisions
 
 
 class Replica:
@@ -70,7 +70,7 @@ class Replica:
         return f"<Replica {self.name} slot {self.slot} {self.state.name}>"
 
 
-class Pool:
+class Pool(Placements):
     """Replicas by slot, and their columns. `version` grows with every change but load.
 
     initial: state of a new replica; READY where nobody probes (library, simulation).
@@ -302,15 +302,7 @@ class Pool:
 
     # For the decision
 
-    def freshen(self, now: float) -> None:
-        """Make the load columns believable at `now`; one comparison when nothing went stale."""
-        if now >= self._fresh_until:
-            self._expire_loads(now)
-
-    def placed(self, slot: int, uncached_tokens: float) -> None:
-        """Work was sent there: it fills the cache, and shows how large a typical request is."""
-        self.placed_tokens[slot] += uncached_tokens
-        self.mean_uncached_tokens += _MEAN_STEP * (uncached_tokens - self.mean_uncached_tokens)
+    # `freshen` and `placed` are the base's: every decision calls them.
 
     def fade(self, now: float) -> None:
         """Forget old placements and refusals; to be called now and then."""

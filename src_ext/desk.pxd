@@ -16,6 +16,7 @@ from warmlane._core.plain cimport Plain
 from warmlane._core.runs cimport RunTree
 from warmlane._core.scan cimport BodyWalk
 from warmlane._core.trust cimport Trust
+from warmlane._core.upkeep cimport Placements
 
 cdef enum:
     MOST_SLOTS = 16
@@ -76,7 +77,7 @@ cdef class Desk:
     cdef public bint apart              # ties go by the prompt's head (see router.apart)
     cdef public Journal journal         # of what is booked, for other routers; None: nobody reads
     cdef array.array blocks             # 'i', scratch
-    cdef object pool
+    cdef Placements pool
     cdef object foreign                 # of the pool: `some` says whether there is any
     cdef size_t block                   # bytes
     cdef public double ratio            # bytes a token

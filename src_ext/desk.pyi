@@ -9,6 +9,7 @@ from warmlane._core.ledger import Ledger
 from warmlane._core.mix import Mix
 from warmlane._core.runs import RunTree
 from warmlane._core.trust import Trust
+from warmlane._core.upkeep import Placements
 
 def set_bounds(
     ttft: tuple[float, ...],
@@ -52,7 +53,7 @@ class Desk:
     journal: Journal | None
     """Where chains are noted that are booked in the view, for other routers; None: nobody reads."""
     def furnish(
-        self, ledger: Ledger, trust: Trust, pool: object, block: int, mix: Mix | None
+        self, ledger: Ledger, trust: Trust, pool: Placements, block: int, mix: Mix | None
     ) -> None:
         """What it decides with. block: bytes of a text block; mix: None for no default mix."""
     def set_tree(self, tree: RunTree | None) -> None:

@@ -146,7 +146,10 @@ cdef tuple hits_of(const Pick *pick):
 cdef class Desk:
     """The compiled half of a lane; see desk.pxd."""
 
-    def furnish(self, Ledger ledger not None, Trust trust not None, pool, size_t block, mix):
+    def furnish(
+        self, Ledger ledger not None, Trust trust not None, Placements pool not None,
+        size_t block, mix,
+    ):
         """What it decides with. block: bytes of a text block; mix: None for no default mix."""
         if not 1 <= block <= MOST_BLOCK:
             raise ValueError(f"block is {block}, must be 1 to 232 bytes")
@@ -242,7 +245,7 @@ cdef class Desk:
         if len(self.blocks) != size:
             self.blocks = new_array("i", bytes(4 * size))
         blocks = <int32_t *>self.blocks.data.as_ints
-        self.pool.freshen(now)
+        self.pool.make_fresh(now)
         if self.apart and count:
             rand = pick.keys[min(count, max(HEAD_BYTES // self.block, <size_t>1)) - 1]
         if count:
@@ -262,7 +265,7 @@ cdef class Desk:
         pick.ticket = self.ledger.enter(pick.slots[0], prompt - hit, prompt, now, output)
         if pick.ticket == 0:
             return 0
-        self.pool.placed(pick.slots[0], prompt - hit)
+        self.pool.place(pick.slots[0], prompt - hit)
         pick.prompt_tokens = <double><int64_t>prompt
         pick.raw_hit = hit / self.trust.factor[pick.slots[0]] if hit != 0.0 else 0.0
         pick.chat = kind != K_COMPLETIONS

@@ -84,6 +84,20 @@ cdef class Front(Peer):
     cdef void release(self) noexcept
 
 
+cdef class Kept:
+    # Base of `links.Link`: the connections to one replica that nobody uses, and what a course needs
+    # to know of it.
+    cdef public list idle               # of Back, the one used last at the end
+    cdef public bint closed
+    cdef public double _keepalive_s
+    cdef public Py_ssize_t _max_idle
+    cdef public bytes host_line         # of a head that goes there
+    cdef public bytes extra             # another line, b"": none
+
+    cdef Back pop(self, double now)
+    cdef int push(self, Back back, double now) except -1
+
+
 cdef class Back(Peer):
     cdef public Course course           # that waits for an answer here, None: the Python half
     cdef public double idle_since

@@ -73,5 +73,19 @@ class Back(Peer):
     _used: bool
     _sent_all: bool
 
+class Kept:
+    """Connections to one replica between two requests."""
+
+    idle: list[Any]  # the one used last at the end
+    closed: bool
+    _keepalive_s: float
+    _max_idle: int
+    host_line: bytes
+    extra: bytes
+    def take(self, now: float) -> Any:
+        """The idle connection used last, if it is young enough, None."""
+    def give(self, connection: Back, now: float) -> None:
+        """Back after a clean end."""
+
 def _fail_allocation_after(count: int) -> None:
     """Tests only: the allocation after `count` more of this module fails once."""

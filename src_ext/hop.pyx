@@ -286,5 +286,38 @@ cdef class Back(Peer):
         return 0
 
 
+cdef class Kept:
+    """Connections to one replica between two requests."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.idle = []
+
+    cdef Back pop(self, double now):
+        cdef list idle = self.idle
+        cdef Back back
+        while idle:
+            back = <Back>idle.pop()
+            if back.usable and now - back.idle_since < self._keepalive_s:
+                return back
+            back.close()
+        return None
+
+    cdef int push(self, Back back, double now) except -1:
+        if self.closed or len(self.idle) >= self._max_idle:
+            back.close()
+            return 0
+        back.idle_since = now
+        self.idle.append(back)
+        return 0
+
+    def take(self, double now):
+        """The idle connection used last, if it is young enough."""
+        return self.pop(now)
+
+    def give(self, Back connection not None, double now):
+        """Back after a clean end."""
+        self.push(connection, now)
+
+
 def _fail_allocation_after(long count):
     wl_alloc_fail_after(count)

@@ -13,7 +13,7 @@ from libc.stdint cimport uint8_t
 
 from warmlane._core.chunks cimport ChunkReader
 from warmlane._core.desk cimport Lead, Pick
-from warmlane._core.hop cimport Back, Course, Front, Shared
+from warmlane._core.hop cimport Back, Course, Front, Kept, Shared
 from warmlane._core.http_head cimport RequestHead, ResponseHead
 from warmlane._core.sse cimport AnswerScan
 
@@ -23,7 +23,7 @@ cdef class Straight(Course):
     cdef readonly Front front
     cdef readonly Back back             # None: not sent
     cdef readonly Lead lead
-    cdef readonly object link
+    cdef readonly Kept link
     cdef readonly RequestHead head
     cdef readonly int kind
     cdef const uint8_t *body            # in the front's buffer

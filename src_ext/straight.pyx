@@ -10,13 +10,14 @@ from libc.string cimport memcmp
 from warmlane._core.answer_found cimport Answer
 from warmlane._core.chunks cimport AT_TRAILER, ChunkReader, Chunks, Walk, chunk_step, walk_read
 from warmlane._core.desk cimport Lead, count_done, free_pick, note_decision
-from warmlane._core.hop cimport Back, Course, Front, Shared
+from warmlane._core.hop cimport Back, Course, Front, Kept, Shared
 from warmlane._core.http_edit cimport edit_request, edit_response
 from warmlane._core.http_head cimport RequestHead, ResponseHead, response_of
 from warmlane._core.leads cimport picked_of
 from warmlane._core.plain cimport PLAIN_SLACK, Plain, plain_model
 from warmlane._core.scan cimport BodyWalk
 from warmlane._core.sse cimport AnswerScan
+from warmlane._core.upkeep cimport Records, Tally
 
 from warmlane._core.http_head import Framing, HeadError
 
@@ -123,19 +124,20 @@ cdef class Straight(Course):
         cdef Py_ssize_t length
         cdef Lead lead = self.lead
         cdef Back back
+        cdef Kept link
         cdef double deadline
         self.decision_s = monotonic() - now
         note_decision(lead, self.decision_s)
-        lead.side.budget.request()
-        link = self.link = lead.link(self.pick.slots[0])
+        (<Tally?>lead.side.budget)._requests += 1
+        link = self.link = <Kept?>lead.link(self.pick.slots[0])
         length = edit_request(
             self.head, link.host_line, link.extra, self.size, out, ON_STACK
         )
-        kept = link.take(now) if length else None
-        if kept is None or (<Back?>kept).conn is None:
-            self.hand_on().go_on(kept, now)
+        back = link.pop(now) if length else None
+        if back is None or back.conn is None:
+            self.hand_on().go_on(back, now)
             return 0
-        back = self.back = <Back>kept
+        self.back = back
         back.course = self
         back._silent = back._sent_all = True
         deadline = now + self.shared.first_byte_s
@@ -281,7 +283,7 @@ cdef class Straight(Course):
         self.back = back.course = None
         back._used = True
         if not self.response.close and back.conn.out_size == 0 and back.usable:
-            self.link.give(back, now)
+            self.link.push(back, now)
         else:
             back.close()
         return 0
@@ -291,7 +293,7 @@ cdef class Straight(Course):
         cdef Lead lead = self.lead
         cdef bint close = self.close
         cdef Py_ssize_t slot = self.pick.slots[0]
-        lead.side.ejector.ok(slot)
+        (<Records?>lead.side.ejector).note_ok(slot)
         if self.scan.answer.error or aborted(&self.scan.answer):
             lead.desk.fail(lead, &self.pick, now)
         else:

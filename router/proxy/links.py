@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from warmlane._core.hop import Kept
 from warmlane._core.poll import Conn, Poller
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.proxy.sockets import dial
@@ -28,20 +28,17 @@ class Waiter(Protocol):
     def connect_failed(self, error: BaseException) -> None: ...
 
 
-class Link:
-    """All connections to one replica. Lives as long as the replica is in its pool."""
+class Link(Kept):
+    """All connections to one replica. Lives as long as the replica is in its pool.
+
+    `idle`, `take` and `give` are the base's: every request calls them.
+    """
 
     __slots__ = (
         "_connections",
-        "_keepalive_s",
-        "_max_idle",
         "_poller",
         "_tasks",
-        "closed",
-        "extra",
         "host",
-        "host_line",
-        "idle",
         "port",
         "replica",
         "tls",
@@ -66,37 +63,17 @@ class Link:
         self.host_line = b"Host: " + url.netloc.encode("ascii")
         rank = replica.spec.rank
         self.extra = b"" if rank is None else b"X-data-parallel-rank: %d" % rank
-        self.idle: deque[Upstream] = deque()
-        self.closed = False
         self._keepalive_s = keepalive_s
         self._max_idle = max_idle
         self._connections = connections
         self._poller = poller
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def take(self, now: float) -> Upstream | None:
-        """The idle connection used last, if it is young enough."""
-        idle = self.idle
-        while idle:
-            connection = idle.pop()
-            if connection.usable and now - connection.idle_since < self._keepalive_s:
-                return connection
-            connection.close()
-        return None
-
-    def give(self, connection: Upstream, now: float) -> None:
-        """Back after a clean end."""
-        if self.closed or len(self.idle) >= self._max_idle:
-            connection.close()
-            return
-        connection.idle_since = now
-        self.idle.append(connection)
-
     def expire(self, now: float) -> None:
-        """Close what has been idle for too long; the oldest are on the left."""
+        """Close what has been idle for too long; the oldest come first."""
         idle = self.idle
         while idle and now - idle[0].idle_since >= self._keepalive_s:
-            idle.popleft().close()
+            idle.pop(0).close()
 
     def connect(self, waiter: Waiter) -> asyncio.Task[None]:
         """Open a connection and tell the waiter. Cancel the task to give up."""

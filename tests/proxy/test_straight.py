@@ -434,7 +434,8 @@ async def test_bug_before_the_reservation_is_told_by_the_other_path(
         await warm(running)
         begun = taken(running)[0]
         with monkeypatch.context() as patch:
-            patch.setattr(running.router.pools["default"], "freshen", lambda _: 1 / 0)
+            patch.setattr(running.router.pools["default"], "_fresh_until", 0.0)
+            patch.setattr(running.router.pools["default"], "_expire_loads", lambda _: 1 / 0)
             assert (await running.chat()).status == 500
         assert "a request failed inside the router" in caplog.text
         assert taken(running)[0] == begun
