@@ -156,6 +156,7 @@ RIVALS: Final = {
     "least-requests": PoolConfig(policy="least-requests"),
     "random": PoolConfig(policy="random"),
 }
+OWN: Final = ("warmlane", "default")  # the same; cold adapters give way by their demand
 _LRU_S: Final = 1e-6  # half-life of demand at which only the last use counts
 
 
@@ -178,17 +179,17 @@ class _Live:
 
 
 class AdapterLab:
-    """One run of one rival. `run` may be called once."""
+    """One run of one rival (of RIVALS, else a policy by its name). `run` may be called once."""
 
     def __init__(self, rival: str, load: AdapterWorkload) -> None:
         self.load = load
-        cold_s = Adapters().cold_s if rival == "warmlane" else _LRU_S
+        cold_s = Adapters().cold_s if rival in OWN else _LRU_S
         adapters = Adapters(
             mode="load", sources={"ad-*": "/"}, base=MODEL, slots=load.slots, cold_s=cold_s
         )
         specs = [ReplicaSpec(url=f"http://replica-{n}:8000") for n in range(load.replicas)]
         config = msgspec.structs.replace(
-            RIVALS[rival],
+            RIVALS.get(rival) or PoolConfig(policy=rival),
             models=[MODEL],
             replicas=specs,
             adapters=adapters,

@@ -11,6 +11,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from warmlane.router.config import PoolConfig
 from warmlane.router.config_admission import Admission
 from warmlane.router.errors import RouterError
 from warmlane.router.registry import POLICIES, build_parts
+from warmlane.router.sim import replay_adapters as adapters
 from warmlane.router.sim.lab import Lab
 from warmlane.router.sim.lab_run import FRONT_S, LabOptions
 from warmlane.router.sim.lab_world import CHANGES, Change
@@ -33,6 +35,7 @@ from warmlane.router.sim.replay_report import (
     Figures,
     Slo,
     Summary,
+    aligned,
     figures,
     summarise,
     text_table,
@@ -165,6 +168,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="write everything as JSON")
     add("--html", type=Path, metavar="FILE", help="write a report with charts")
     add("--quiet", action="store_true", help="no progress bar")
+    adapters.add_arguments(parser)
 
 
 def options_of(args: argparse.Namespace) -> LabOptions:
@@ -306,14 +310,44 @@ def _routers(args: argparse.Namespace) -> str:
     return f", {args.routers} routers that {'hear' if args.share == 'on' else 'ignore'} each other"
 
 
-def _write(args: argparse.Namespace, notes: list[str], summaries: list[Summary]) -> None:
+@contextmanager
+def _progress(args: argparse.Namespace) -> Iterator[Callable[[str, float], None]]:
+    """A bar on a terminal; what is yielded takes (what runs, share of the whole done)."""
+    console = Console(stderr=True)
+    quiet = args.quiet or not console.is_terminal
+    with Progress(console=console, transient=True, disable=quiet) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+def _with_adapters(args: argparse.Namespace) -> int:
+    """The lab of adapters in place of a trace."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    adapters.refuse_others(args, parser.parse_args([]))
+    args.replicas = adapters.REPLICAS if args.replicas is None else args.replicas
+    load = adapters.workload_of(args, options_of(args).fleet)
+    policies = adapters.policies_of(args.policy or adapters.POLICIES)
+    seeds = range(args.seed, args.seed + args.seeds)
+    with _progress(args) as tell:
+        found = adapters.compare(load, policies, seeds, tell)
+    notes = adapters.notes(args, load, found[0].requests)
+    _write(args, notes, found)
+    print("\n".join([*notes, aligned(adapters.rows(found))]))
+    return 0
+
+
+def _write(
+    args: argparse.Namespace, notes: list[str], summaries: Sequence[Summary | adapters.Told]
+) -> None:
     if args.json:
         given = {key: value for key, value in vars(args).items() if key not in ("json", "html")}
         told = {"warmlane": __version__, "notes": notes, "arguments": given}
         text = msgspec.json.encode(told | {"policies": summaries})
         args.json.write_bytes(msgspec.json.format(text) + b"\n")
     if args.html:
-        args.html.write_text(page(f"warmlane replay: {args.trace}", notes, summaries))
+        charted = [each for each in summaries if isinstance(each, Summary)]
+        args.html.write_text(page(f"warmlane replay: {args.trace}", notes, charted))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -321,14 +355,16 @@ def run(args: argparse.Namespace) -> int:
     try:
         if _listing(args):
             return 0
+        for path in filter(None, (args.json, args.html)):
+            if not path.parent.is_dir() or path.is_dir():
+                raise TraceError(f"{path}: cannot be written")
+        if args.adapters:
+            return _with_adapters(args)
         if not args.trace:
             raise TraceError("which trace? a file, or one of " + ", ".join(BUILT_IN))
         recorded = record_at(args.trace, args.format)
         _fit(args, recorded)
         options, policies = options_of(args), _policies(args.policy or DEFAULT_POLICIES)
-        for path in filter(None, (args.json, args.html)):
-            if not path.parent.is_dir() or path.is_dir():
-                raise TraceError(f"{path}: cannot be written")
         logging.getLogger("warmlane.watchdog").setLevel(logging.ERROR)  # of modelled replicas
         if args.backtest:
             status = _backtest(args, recorded, options)
@@ -338,17 +374,8 @@ def run(args: argparse.Namespace) -> int:
         kept = {"kind": args.format, "windows": args.windows, "sessions": args.sessions}
         samples = list(samples_of(args.trace, seeds=seeds, **kept))
         slo = Slo(args.slo_ttft, args.slo_tpot / 1000)
-        console = Console(stderr=True)
-        quiet = args.quiet or not console.is_terminal
-        with Progress(console=console, transient=True, disable=quiet) as bar:
-            task = bar.add_task("", total=1.0)
-            summaries = compare(
-                samples,
-                policies,
-                options,
-                slo,
-                lambda what, share: bar.update(task, description=what, completed=share),
-            )
+        with _progress(args) as tell:
+            summaries = compare(samples, policies, options, slo, tell)
         notes = _notes(args, samples)
         _write(args, notes, summaries)
     except (TraceError, RouterError, OSError) as error:

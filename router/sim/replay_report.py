@@ -186,7 +186,8 @@ def summarise(found: Mapping[str, Sequence[Figures]]) -> list[Summary]:
     return summaries
 
 
-def _between(interval: Interval | None) -> str:
+def between(interval: Interval | None) -> str:
+    """A ratio and its interval as text."""
     if interval is None:
         return "-"
     if interval.low is None or interval.high is None:
@@ -212,13 +213,17 @@ def rows(summaries: Sequence[Summary]) -> list[list[str]]:
         if zones:
             line.append("-" if each.in_zone is None else f"{each.in_zone:.1%}")
         line.append(str(each.failed))
-        table.append([*line, _between(each.ttft_ratio)])
+        table.append([*line, between(each.ttft_ratio)])
     return table
 
 
 def text_table(summaries: Sequence[Summary]) -> str:
     """Aligned text, one line a policy."""
-    table = rows(summaries)
+    return aligned(rows(summaries))
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is of names, as text."""
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines: list[str] = []
     for line in table:

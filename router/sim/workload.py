@@ -135,6 +135,13 @@ def _session(shape: Profile, chance: Chance, number: int, start_s: float) -> Ses
         turns.append(Turn(length, output, at_s, think_s, (*runs, *tail)))
         length += output
         message = max(1, round(_draw(shape.added, chance)))
+    if not turns:
+        # The first message alone is too long: it is cut. Nothing is drawn for it, so that the
+        # sessions behind it do not depend on it.
+        output = round(shape.output[0])
+        length = shape.limit - output
+        tail = ((own, -(-length // size) - shared),)
+        turns.append(Turn(length, output, 0.0, 0.0, (*runs, *tail)))
     return Session(f"{number}", start_s, tuple(turns))
 
 

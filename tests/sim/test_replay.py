@@ -14,6 +14,7 @@ from warmlane.router.cli import main
 from warmlane.router.config import PoolConfig
 from warmlane.router.sim.chance import Chance
 from warmlane.router.sim.lab import Lab
+from warmlane.router.sim.lab_adapters import AdapterLab, AdapterWorkload
 from warmlane.router.sim.lab_run import Done, LabOptions, Run
 from warmlane.router.sim.replay import Sample, compare, fleet_of, pool_for
 from warmlane.router.sim.replay_report import Interval, Slo, Summary, figures, paired
@@ -241,6 +242,16 @@ def test_the_command_tells_the_same_in_three_ways(
         ["chat", "--windows", "5000"],
         ["chat", "--json", "/nowhere/at/all.json"],
         ["shared-prefix:groups=x"],
+        ["chat", "--adapters", "10"],
+        ["--adapters", "-1"],
+        ["--adapters", "10", "--lora-slots", "0"],
+        ["--adapters", "10", "--zones", "a,b"],
+        ["--adapters", "10", "--html", "x.html"],
+        ["--adapters", "10", "--policy", "dynamo"],
+        ["--adapters", "10", "--policy", "best"],
+        ["--adapters", "10", "--adapter-load", "nan"],
+        ["--adapters", "10", "--profile", "llama-3.1-8b/h100,qwen3-32b/h200"],
+        ["--adapters", "10", "--seeds", "0"],
     ],
 )
 def test_bad_input_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,3 +266,29 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"default", "round-robin", "dynamo", "sglang"} <= {*capsys.readouterr().out.split()}
     assert main(["replay", "--profile", "list"]) == 0
     assert "qwen3-32b/2xh100" in capsys.readouterr().out
+
+
+def test_adapters_in_place_of_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table, the JSON, and the same run as the lab of adapters gives."""
+    told = tmp_path / "told.json"
+    words = ["--adapters", "24", "--lora-slots", "3", "--replicas", "3", "--adapter-seconds", "40"]
+    words += ["--rate-scale", "0.3", "--seeds", "2", "--policy", "default,random,round-robin"]
+    assert main(["replay", *words, "--json", str(told)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("5") and " requests for 24 adapters in 2 sample(s)" in out
+    report = json.loads(told.read_text())
+    ours, chance, turns = report["policies"]
+    assert [each["policy"] for each in report["policies"]] == ["default", "random", "round-robin"]
+    assert ours["ttft_ratio"]["ratio"] == 1.0 < chance["ttft_ratio"]["ratio"]
+    assert ours["hit"] > chance["hit"] + 0.1 and ours["met"] <= ours["hit"]
+    assert turns["requests"] == ours["requests"]
+    load = AdapterWorkload(
+        adapters=24, slots=3, replicas=3, seconds=40.0, rate=AdapterWorkload().rate * 0.3
+    )
+    runs = [
+        AdapterLab("warmlane", msgspec.structs.replace(load, seed=seed)).run() for seed in (1, 2)
+    ]
+    assert ours["loads"] == sum(run.loads for run in runs)
+    assert ours["requests"] == sum(run.requests for run in runs)
+    line = next(line for line in out.splitlines() if line.startswith("default"))
+    assert f"{ours['hit']:.1%}" in line and f"{ours['ttft']['p99']:.3f}" in line

@@ -48,6 +48,23 @@ def test_the_generator_keeps_its_fit(profile: str) -> None:
         assert mine == pytest.approx(theirs, abs=SHARES)
 
 
+def test_no_session_is_empty_and_a_message_that_is_too_long_is_cut() -> None:
+    made = generate("coding", 300, seed=1)
+    limit = PROFILES["coding"].limit
+    cut_short = [65, 130, 135, 215, 273]
+    for number, session in enumerate(made.sessions):
+        first = session.turns[0]
+        assert first.prompt + (number in cut_short) * first.output <= limit
+        if number in cut_short:
+            assert len(session.turns) == 1 and first.prompt + first.output == limit
+        blocks = sum(count for _, count in first.runs)
+        assert blocks == -(-first.prompt // made.block_size)
+    # Those behind it are what they are without it.
+    turns = made.sessions[66].turns
+    assert (len(turns), turns[0].prompt, turns[-1].prompt) == (24, 46_026, 97_632)
+    assert made.requests == 12_190 + len(cut_short)
+
+
 @pytest.mark.parametrize("profile", sorted(FIT))
 def test_the_table_of_the_documentation_is_true(profile: str) -> None:
     line = next(
