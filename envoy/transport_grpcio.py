@@ -20,6 +20,7 @@ from warmlane.envoy.tls import Tls
 log = logging.getLogger("warmlane.envoy")
 
 _LONGER_S: Final = 60.0
+_FLUSH_S: Final = 2.0  # for what was answered to leave, behind a client that keeps its connection
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -77,6 +78,8 @@ class GrpcioTransport:
         except TimeoutError:
             pass
         whole = self.open == 0
+        if whole:  # the last handler has ended, its status is still to be sent
+            await asyncio.wait([stopping], timeout=_FLUSH_S)
         await self._server.stop(None)
         await stopping
         return whole

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.common import until
 from tests.core.event_captures import payload, steps
-from tests.router.feeds.engine import Engine, recorded, until
+from tests.router.feeds.engine import Engine, recorded
 from tests.router.feeds.test_kv_ranks import Ranks
 from warmlane.router.audit_listen import Listener
 from warmlane.router.config_load import normal_spec

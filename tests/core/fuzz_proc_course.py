@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.common import split_mix
 from tests.envoy import test_course as course
 from warmlane._core import expected, leads, proc_gate
 from warmlane.envoy.picker import Picker
@@ -85,7 +86,7 @@ def one_round(rng: random.Random) -> None:
     for number in range(rng.randrange(1, 30)):
         for each in pair:
             each.sow(number)
-            each.rand = course.split_mix(number)
+            each.rand = split_mix(number)
         one_stream(rng, pair)
         if rng.random() < 0.2:
             for each in pair:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 
+from tests.common import until
 from warmlane.router.config_load import from_data
 from warmlane.router.serve import Server, start
 from warmlane.router.sim.server import FakeEngine, FakeOptions
@@ -89,12 +90,6 @@ async def rig(*engines: FakeOptions, probe: Any = None, **adapters: Any) -> Asyn
         await server.close()
         for engine in started:
             await engine.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for is somebody else's state
-            await asyncio.sleep(0.005)
 
 
 async def _admin(server: Server, session: aiohttp.ClientSession) -> list[dict[str, Any]]:

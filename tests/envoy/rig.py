@@ -99,12 +99,3 @@ def peer_certificate(port: int) -> bytes:
     """What a TLS client sees, in DER. Blocks: to be called in a thread."""
     pem = ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE_S)
     return ssl.PEM_cert_to_DER_cert(pem)
-
-
-async def until(condition: Any) -> None:
-    """Waits until `condition()` holds."""
-    for _ in range(int(PATIENCE_S / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it never came about")

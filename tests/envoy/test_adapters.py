@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.common import until
 from tests.envoy import gateway as envoy
 from tests.envoy import rig
 from tests.envoy.gateway import Answer
@@ -37,9 +38,9 @@ async def fleet(
     try:
         async with rig.picker(transport=transport, pools=pools, **more) as server:
             (pool,) = server.running.router.pools.values()
-            await rig.until(lambda: all(each.models is not None for each in pool))
+            await until(lambda: all(each.models is not None for each in pool))
             yield server, started
-            await rig.until(lambda: server.picker.open == 0)
+            await until(lambda: server.picker.open == 0)
             assert server.running.router.open_tickets == 0 and server.picker.buffered == 0
             assert not any(pool.adapters.seat(each.slot).busy for each in pool)
     finally:
@@ -116,9 +117,9 @@ async def test_a_stream_that_ends_while_it_waits_leaves_nothing(transport: str) 
         stream = rig.Stream(channel)
         await stream.say(envoy.request_headers(path="/v1/completions"))
         await stream.say(envoy.request_body(body("ad-1")))
-        await rig.until(lambda: server.running.router.open_tickets == 1)
+        await until(lambda: server.running.router.open_tickets == 1)
         stream.call.cancel()
-        await rig.until(lambda: server.running.router.open_tickets == 0)
+        await until(lambda: server.running.router.open_tickets == 0)
         assert (await choice(channel, "ad-1")).endpoint == endpoint(engines[0])
         assert engines[0].models.loads == 1
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.envoy import gateway as envoy
 from tests.envoy.gateway import Answer
+from tests.envoy.talk import Talk as Stream
 from warmlane.envoy.picker import Picker
-from warmlane.envoy.session import Session
 from warmlane.router.admission import Gate, described
 from warmlane.router.config_load import from_data
 from warmlane.router.core import Router
@@ -21,23 +21,8 @@ REPLICAS = ["http://10.0.0.1:8000"]
 BODY = envoy.CHAT % (b"x" * 4000)
 
 
-class Talk:
-    """One stream, and how often it asked to be written."""
-
-    def __init__(self, picker: Picker) -> None:
-        self.woken = 0
-        self.session = Session(picker, self.wake)
-
-    def wake(self) -> None:
-        self.woken += 1
-
-    def say(self, *messages: bytes) -> list[Answer]:
-        for message in messages:
-            self.session.receive(message)
-        return self.hear()
-
-    def hear(self) -> list[Answer]:
-        return [Answer(raw) for raw in self.session.take()]
+class Talk(Stream):
+    """One that asks for a chat completion."""
 
     def ask(self, **headers: str) -> list[Answer]:
         named = {name.replace("_", "-"): value for name, value in headers.items()}

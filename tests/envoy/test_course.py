@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.common import split_mix
 from tests.envoy import gateway as envoy
 from warmlane._core import expected, leads, proc_gate
 from warmlane.envoy.picker import Picker
@@ -23,21 +23,6 @@ MASK = (1 << 64) - 1
 REPLICAS = [f"http://10.0.0.{number}:8000" for number in range(1, 5)]
 BODY = envoy.CHAT % b"hello there"
 STREAM = BODY[:-1] + b',"stream":true}'
-
-
-def split_mix(seed: int) -> Callable[[int], int]:
-    """The random numbers of the compiled course."""
-
-    def numbers() -> Iterator[int]:
-        state = seed
-        while True:
-            state = (state + 0x9E3779B97F4A7C15) & MASK
-            word = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-            word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & MASK
-            yield word ^ (word >> 31)
-
-    source = numbers()
-    return lambda _: next(source)
 
 
 def picker(level: int = 1, plain: bool = True, **more: Any) -> Picker:

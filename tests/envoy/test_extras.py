@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.envoy import gateway as envoy
 from tests.envoy.gateway import Answer
-from tests.envoy.test_session import ENDPOINTS, Make, Talk, make
+from tests.envoy.talk import Talk
+from tests.envoy.test_session import ENDPOINTS, Make, make
 from warmlane.envoy.extras import address_of, token_of
 from warmlane.envoy.proto.messages import ProcessingResponse
 from warmlane.envoy.rename import Rename

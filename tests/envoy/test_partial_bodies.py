@@ -9,7 +9,8 @@ import pytest
 
 from tests.envoy import gateway as envoy
 from tests.envoy.gateway import Answer
-from tests.envoy.test_session import ENDPOINTS, Make, Talk, make
+from tests.envoy.talk import Talk
+from tests.envoy.test_session import ENDPOINTS, Make, make
 from warmlane.envoy.proto.messages import ProcessingResponse
 from warmlane.router.types import ModelList
 

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.common import until
 from tests.envoy import gateway as envoy
 from tests.envoy import rig
 from tests.envoy.transports import NAMES
@@ -44,7 +45,7 @@ async def test_a_request_and_its_answer(transport: str) -> None:
         assert answered.kind == "response_headers"
         assert body.piece == (b"yes", True)
         assert await stream.end() == 0
-        await rig.until(lambda: server.picker.open == 0)
+        await until(lambda: server.picker.open == 0)
         assert server.picker.router.open_tickets == 0
         metrics = server.running.metrics.render().decode()
         assert 'warmlane_ext_proc_streams_total{end="done"} 1.0' in metrics
@@ -74,7 +75,7 @@ async def test_many_streams_at_once(transport: str) -> None:
             assert await stream.end() == 0
 
         await asyncio.gather(*[one() for _ in range(100)])
-        await rig.until(lambda: server.picker.open == 0)
+        await until(lambda: server.picker.open == 0)
         assert server.picker.router.open_tickets == 0
 
 
@@ -88,7 +89,7 @@ async def test_a_gateway_that_resets_leaves_nothing(transport: str) -> None:
                 await stream.say(envoy.request_body(BODY))
                 await stream.hear(2)
             stream.call.cancel()
-        await rig.until(lambda: server.picker.open == 0)
+        await until(lambda: server.picker.open == 0)
         assert server.picker.router.open_tickets == 0
         assert server.picker.buffered == 0
 
@@ -203,7 +204,7 @@ async def test_a_drain_lets_streams_finish_and_opens_no_more(transport: str) -> 
     async with rig.picker(transport=transport) as server, rig.channel(server) as channel:
         stream = rig.Stream(channel)
         await stream.say(envoy.request_headers(), envoy.request_body(BODY[:9], end=False))
-        await rig.until(lambda: server.picker.buffered == 9)
+        await until(lambda: server.picker.buffered == 9)
         drain = asyncio.ensure_future(server.drain(timeout_s=20.0))
         async with rig.channel(server, server.health_port) as probe:
             assert await health(probe) == 2
@@ -227,7 +228,7 @@ async def test_a_drain_that_takes_too_long_cuts(transport: str) -> None:
         await stream.hear(2)
         assert not await server.drain(timeout_s=0.2)
         await server.close()
-        await rig.until(lambda: server.picker.open == 0)
+        await until(lambda: server.picker.open == 0)
         assert server.picker.router.open_tickets == 0
 
 

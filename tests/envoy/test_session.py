@@ -11,8 +11,8 @@ import pytest
 
 from tests.envoy import gateway as envoy
 from tests.envoy.gateway import Answer
+from tests.envoy.talk import Talk
 from warmlane.envoy.picker import Picker
-from warmlane.envoy.session import Session
 from warmlane.router.config_load import from_data
 from warmlane.router.core import Router
 from warmlane.router.types import ModelList, ReplicaState
@@ -22,23 +22,6 @@ ENDPOINTS = {"10.0.0.1:8000", "10.0.0.2:8000", "[fd00::3]:8000"}
 BODY = envoy.CHAT % b"hello there"
 
 Make = Callable[..., Picker]
-
-
-class Talk:
-    """One stream: what goes in, and the answers to it."""
-
-    def __init__(self, picker: Picker) -> None:
-        self.picker = picker
-        self.session = Session(picker, lambda: None)
-
-    def say(self, *messages: bytes) -> list[Answer]:
-        for message in messages:
-            self.session.receive(message)
-        return [Answer(raw) for raw in self.session.take()]
-
-    def end(self) -> None:
-        self.session.half_closed()
-        self.session.closed()
 
 
 @pytest.fixture(params=["compiled", "python"])

@@ -9,12 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.common import until
 from tests.envoy import gateway as envoy
 from tests.envoy import rig
 from tests.envoy.gateway import Answer
+from tests.envoy.talk import Talk as Stream
 from tests.envoy.transports import NAMES
 from warmlane.envoy.picker import Picker
-from warmlane.envoy.session import LATE_MOST, Session
+from warmlane.envoy.session import LATE_MOST
 from warmlane.router.config_load import from_data
 from warmlane.router.core import Router
 from warmlane.router.types import Request
@@ -41,32 +43,20 @@ class Ids:
         return msgspec.structs.replace(request, tokens=await coming)
 
 
-class Talk:
-    """One stream whose ids are on their way."""
+class Talk(Stream):
+    """One whose ids are on their way."""
 
     def __init__(self, picker: Picker, ids: Ids) -> None:
         picker.tokens = ids
-        self.picker, self.ids = picker, ids
-        self.wakes = 0
-        self.session = Session(picker, self._wake)
-
-    def _wake(self) -> None:
-        self.wakes += 1
-
-    def say(self, *messages: bytes) -> list[Answer]:
-        for message in messages:
-            self.session.receive(message)
-        return self.heard()
-
-    def heard(self) -> list[Answer]:
-        return [Answer(raw) for raw in self.session.take()]
+        self.ids = ids
+        super().__init__(picker)
 
     async def told(self, tokens: bytes = bytes(64)) -> list[Answer]:
         """The answers once the ids came."""
         self.ids.asked[0].set_result(tokens)
         for _ in range(5):
             await asyncio.sleep(0)
-        return self.heard()
+        return self.hear()
 
 
 @pytest.fixture
@@ -94,11 +84,11 @@ async def test_the_choice_comes_with_the_ids(talks: Any) -> None:
     assert talk.say(envoy.request_headers(), envoy.request_body(BODY)) == []
     await asyncio.sleep(0)
     assert talk.ids.bodies == [BODY]
-    assert (talk.wakes, talk.picker.router.open_tickets) == (0, 0)
+    assert (talk.woken, talk.picker.router.open_tickets) == (0, 0)
     assert talk.session.held_bytes == len(BODY)
     head, piece = await talk.told()
     assert head.endpoint.startswith("10.0.0.") and piece.piece == (BODY, True)
-    assert (talk.wakes, talk.picker.router.open_tickets) == (1, 1)
+    assert (talk.woken, talk.picker.router.open_tickets) == (1, 1)
     assert talk.session.held_bytes == 0
     assert len(talk.say(envoy.response_headers(), envoy.response_body(b"{}"))) == 2
 
@@ -156,7 +146,7 @@ async def test_a_stream_that_ends_before_its_ids_leaves_nothing(talks: Any, end:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert talk.ids.asked[0].cancelled()
-    assert (talk.wakes, talk.heard(), talk.picker.buffered) == (0, [], 0)
+    assert (talk.woken, talk.hear(), talk.picker.buffered) == (0, [], 0)
     assert talk.picker.ends == {("reset",): 1}
 
 
@@ -169,7 +159,7 @@ async def test_ids_that_come_in_the_turn_of_the_reset_decide_nothing(talks: Any)
     talk.session.closed()
     for _ in range(5):
         await asyncio.sleep(0)
-    assert (talk.wakes, talk.heard(), talk.picker.router.open_tickets) == (0, [], 0)
+    assert (talk.woken, talk.hear(), talk.picker.router.open_tickets) == (0, [], 0)
 
 
 async def test_a_source_that_fails_ends_its_stream_alone(talks: Any) -> None:
@@ -179,7 +169,7 @@ async def test_a_source_that_fails_ends_its_stream_alone(talks: Any) -> None:
     talk.ids.asked[0].set_exception(ValueError("a bug"))
     for _ in range(5):
         await asyncio.sleep(0)
-    assert talk.session.status == (13, "internal error") and talk.wakes == 1
+    assert talk.session.status == (13, "internal error") and talk.woken == 1
 
 
 async def test_messages_before_the_choice_are_bounded(talks: Any) -> None:
@@ -207,7 +197,7 @@ async def test_a_refusal_after_the_ids(talks: Any) -> None:
     talk.say(envoy.request_headers(), envoy.request_body(BODY))
     await asyncio.sleep(0)
     [refusal] = await talk.told()
-    assert refusal.status == 503 and talk.session.status == (0, "") and talk.wakes == 1
+    assert refusal.status == 503 and talk.session.status == (0, "") and talk.woken == 1
 
 
 @pytest.mark.parametrize("transport", NAMES)
@@ -219,10 +209,10 @@ async def test_streams_that_wait_on_either_transport(transport: str) -> None:
         streams = [rig.Stream(channel) for _ in range(8)]
         for stream in streams:
             await stream.say(envoy.request_headers(), envoy.request_body(BODY))
-        await rig.until(lambda: len(ids.asked) == 8)
+        await until(lambda: len(ids.asked) == 8)
         for stream in streams[::2]:
             stream.call.cancel()
-        await rig.until(lambda: server.picker.open == 4)
+        await until(lambda: server.picker.open == 4)
         assert sum(each.cancelled() for each in ids.asked) == 4
         for coming in ids.asked:
             if not coming.cancelled():
@@ -231,7 +221,7 @@ async def test_streams_that_wait_on_either_transport(transport: str) -> None:
             head, piece = await stream.hear(2)
             assert head.endpoint and piece.piece == (BODY, True)
             assert await stream.end() == 0
-        await rig.until(lambda: server.picker.open == 0)
+        await until(lambda: server.picker.open == 0)
         router = server.running.router
         assert router.open_tickets == server.picker.buffered == 0
         assert server.picker.ends == {("reset",): 8}  # none saw an answer
@@ -244,7 +234,7 @@ async def test_a_drain_waits_for_a_choice_that_waits(transport: str) -> None:
         server.picker.tokens = ids
         stream = rig.Stream(channel)
         await stream.say(envoy.request_headers(), envoy.request_body(BODY))
-        await rig.until(lambda: len(ids.asked) == 1)
+        await until(lambda: len(ids.asked) == 1)
         drain = asyncio.ensure_future(server.drain(timeout_s=10.0))
         await asyncio.sleep(0.05)
         ids.asked[0].set_result(bytes(64))

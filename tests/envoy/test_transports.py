@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.common import until
 from tests.envoy.transports import (
     BIG,
     ECHO,
@@ -26,7 +27,6 @@ from tests.envoy.transports import (
     Listen,
     call,
     listen,
-    until,
 )
 from warmlane.envoy.health import Health, Serving
 from warmlane.envoy.streams import TransportLimits
@@ -198,6 +198,22 @@ async def test_drain_lets_streams_finish(name: str, listen: Listen) -> None:
         assert await draining is True
     with pytest.raises(OSError):
         await asyncio.open_connection("127.0.0.1", server.port)
+
+
+@both
+async def test_streams_that_end_together_in_a_drain_all_hear_their_status(
+    name: str, listen: Listen
+) -> None:
+    server = await listen(name, {ECHO: Keeper()})
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        streams = [call(channel) for _ in range(64)]
+        for stream in streams:
+            await stream.write(b"here")
+            assert await stream.read() == b"here"
+        draining = asyncio.create_task(server.drain(20))
+        await asyncio.gather(*(stream.done_writing() for stream in streams))
+        assert {await stream.code() for stream in streams} == {grpc.StatusCode.OK}
+        assert await draining is True
 
 
 @both

@@ -115,10 +115,3 @@ async def start(
 def call(channel: grpc.aio.Channel, path: str = ECHO) -> Any:
     """An open bidirectional call, bytes both ways."""
     return channel.stream_stream(path, request_serializer=bytes, response_deserializer=bytes)()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait for what another task brings about."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - grpcio's threads bring it about
-            await asyncio.sleep(0.005)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.common import until
 from tests.kube_api.objects import pod
 from tests.kube_api.server import PODS, KubeServer, kubeconfig
-from tests.router.feeds.engine import until
 
 KUBECTL = shutil.which("kubectl")
 pytestmark = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")

@@ -12,7 +12,8 @@ import aiohttp
 import msgspec
 import pytest
 
-from tests.router.feeds.engine import Engine, until, vllm_text
+from tests.common import until
+from tests.router.feeds.engine import Engine, vllm_text
 from warmlane.router.build import Running, build
 from warmlane.router.config import Admin as AdminConfig
 from warmlane.router.config import Config, Limits, PoolConfig, Probe, Scrape

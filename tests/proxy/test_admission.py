@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.common import until
 from warmlane.router.admission import Gate
 from warmlane.router.types import ReplicaState
 
@@ -55,12 +56,6 @@ async def tended(*engines: Script, **admission: Any) -> AsyncIterator[tuple[Rig,
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(true: Any) -> None:
-    async with asyncio.timeout(10):
-        while not true():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.005)
 
 
 def follow(running: Rig, **changes: Any) -> None:

@@ -8,11 +8,12 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.common import split_mix
 from warmlane.router.types import ReplicaState
 
 from .engine import (
@@ -58,21 +59,6 @@ async def warm(running: Rig) -> None:
         assert (await running.chat()).status == 200
     for slot in range(len(running.engines)):
         side.pool.set_state(slot, ReplicaState.READY)
-
-
-def split_mix(seed: int) -> Callable[[int], int]:
-    """The random numbers of the compiled path."""
-
-    def numbers() -> Iterator[int]:
-        state = seed
-        while True:
-            state = (state + 0x9E3779B97F4A7C15) & MASK
-            word = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-            word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & MASK
-            yield word ^ (word >> 31)
-
-    source = numbers()
-    return lambda _: next(source)
 
 
 async def test_whole_answers_and_streams_stay_on_the_path() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.router.feeds.engine import Engine, until
+from tests.common import until
+from tests.router.feeds.engine import Engine
 from warmlane.router.build import build, restart_needed
 from warmlane.router.config import (
     Admin,

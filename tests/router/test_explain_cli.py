@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.router.feeds.engine import Engine, until
+from tests.common import until
+from tests.router.feeds.engine import Engine
 from warmlane.router.build import build
 from warmlane.router.cli import main
 from warmlane.router.config import Admin, Config, PoolConfig

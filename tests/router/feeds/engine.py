@@ -116,12 +116,3 @@ class Engine:
         await response.write(b'data: {"choices": [{"text": "", "finish_reason": "stop"}]}\n\n')
         await response.write(b"data: [DONE]\n\n")
         return response
-
-
-async def until(condition: Any, timeout_s: float = 10.0) -> None:
-    """Wait for a condition of the outside world; AssertionError when it does not come."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + timeout_s
-    while not condition():
-        assert loop.time() < end, "the condition did not come true in time"
-        await asyncio.sleep(0.005)

@@ -15,7 +15,7 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from tests.router.feeds.engine import until
+from tests.common import until
 from warmlane.router.config import Discovery
 from warmlane.router.feeds.discovery import (
     AddressSource,

@@ -9,7 +9,8 @@ from time import monotonic
 import msgspec
 import pytest
 
-from tests.router.feeds.engine import Engine, until, vllm_text
+from tests.common import until
+from tests.router.feeds.engine import Engine, vllm_text
 from warmlane.router.config import Config, Discovery, PoolConfig, Probe, Scrape, Timeouts
 from warmlane.router.errors import ConfigError
 from warmlane.router.feeds.feeds import Feeds, _forever

@@ -9,7 +9,7 @@ import logging
 import socket
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -17,6 +17,7 @@ import msgspec
 import pytest
 import zmq
 
+from tests.common import until
 from tests.core.event_captures import CLEARING, exception, payload, steps
 from tests.sim.rig import fake, post
 from warmlane.router.build import Running, build
@@ -48,13 +49,6 @@ def free_port() -> int:
 
 def words(number: int, blocks: int = 4) -> str:
     return f"{number:04d}" * (SIZE * blocks)
-
-
-async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it never became true"
-        await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager

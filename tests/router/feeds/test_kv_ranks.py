@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import zmq
 
+from tests.common import until
 from tests.core.event_captures import payload, steps
-from tests.router.feeds.engine import Engine, recorded, until
+from tests.router.feeds.engine import Engine, recorded
 from warmlane.router.build import Running, build
 from warmlane.router.config import Config, PoolConfig, Scrape
 from warmlane.router.lane_exact import ExactLane

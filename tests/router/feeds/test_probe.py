@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from tests.router.feeds.engine import Engine, until
+from tests.common import until
+from tests.router.feeds.engine import Engine
 from warmlane.router.config import PoolConfig, Probe
 from warmlane.router.feeds.client import EngineError, open_session
 from warmlane.router.feeds.probe import Prober, model_list

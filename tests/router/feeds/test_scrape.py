@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from tests.router.feeds.engine import Engine, recorded, until, vllm_text
+from tests.common import until
+from tests.router.feeds.engine import Engine, recorded, vllm_text
 from warmlane.router.config import PoolConfig, Scrape
 from warmlane.router.feeds.client import open_session
 from warmlane.router.feeds.scrape import Pace, Scraper, metrics_origin

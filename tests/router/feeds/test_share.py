@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis.asyncio as client
 
+from tests.common import until
 from tests.share_server import Server
 from warmlane.router.build import Running, build
 from warmlane.router.config import Config, PoolConfig
@@ -50,13 +51,6 @@ async def routers(url: str, count: int, **more: Any) -> AsyncIterator[list[Runni
     finally:
         for each in found:
             await each.close()
-
-
-async def until(what: Callable[[], bool]) -> None:
-    end = monotonic() + WAIT_S
-    while not what():
-        assert monotonic() < end, "it did not come about"
-        await asyncio.sleep(0.01)
 
 
 def heard(running: Running) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.router.feeds.engine import Engine, until
+from tests.common import until
+from tests.router.feeds.engine import Engine
 from tests.router.feeds.test_feeds import config_of, feeds_of, name, ready
 from tests.router.tokens import folder
 from warmlane.router.errors import ConfigError

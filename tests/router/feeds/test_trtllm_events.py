@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from tests.router.feeds.engine import until
+from tests.common import until
 from warmlane._core.kv_events import Intake
 from warmlane._core.radix import RadixTree
 from warmlane.router.config import Config, PoolConfig

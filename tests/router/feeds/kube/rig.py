@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from tests.common import until
 from tests.kube_api.server import KubeServer
-from tests.router.feeds.engine import until
 from warmlane.router.config import Kubernetes, PoolConfig
 from warmlane.router.feeds.kube import KIND, KubeFeed
 from warmlane.router.feeds.kube_watch import Delays

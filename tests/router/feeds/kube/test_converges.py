@@ -12,9 +12,10 @@ import random
 
 import pytest
 
+from tests.common import until
 from tests.kube_api.objects import DELETED_AT, inference_pool, pod
 from tests.kube_api.server import PODS, POOLS, Asked, KubeServer, Refusal
-from tests.router.feeds.kube.rig import Rig, follow, until
+from tests.router.feeds.kube.rig import Rig, follow
 
 SEEDS = int(os.environ.get("WARMLANE_KUBE_SEEDS", "12"))
 STEPS = 60

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tests.common import until
 from tests.kube_api.objects import (
     DELETED_AT,
     endpoint,
@@ -17,7 +18,7 @@ from tests.kube_api.objects import (
     rule,
 )
 from tests.kube_api.server import NODES, OBJECTIVES, PODS, POOLS, REWRITES, SLICES, KubeServer
-from tests.router.feeds.kube.rig import follow, until
+from tests.router.feeds.kube.rig import follow
 
 
 async def test_an_inference_pool_gives_its_ready_pods() -> None:

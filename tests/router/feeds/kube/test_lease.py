@@ -7,8 +7,9 @@ import random
 
 import pytest
 
+from tests.common import until
 from tests.kube_api.server import LEASES, KubeServer, Refusal
-from tests.router.feeds.kube.rig import PlainAccess, until
+from tests.router.feeds.kube.rig import PlainAccess
 from warmlane.router.config import Leader
 from warmlane.router.feeds.kube_api import KubeApi
 from warmlane.router.feeds.kube_lease import Lease

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import yaml
 
+from tests.common import until
 from tests.kube_api.objects import inference_pool, pod
 from tests.kube_api.server import CUSTOM, LEASES, PODS, KubeServer
-from tests.router.feeds.kube.rig import PlainAccess, follow, until
+from tests.router.feeds.kube.rig import PlainAccess, follow
 from warmlane.router.config import Leader
 from warmlane.router.feeds.kube_lease import Lease
 from warmlane.router.metrics import Metrics

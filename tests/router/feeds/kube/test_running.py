@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.common import until
 from tests.kube_api.objects import inference_pool, objective, pod, rewrite, rule
 from tests.kube_api.server import LEASES, OBJECTIVES, PODS, POOLS, REWRITES, KubeServer, kubeconfig
 from tests.router.feeds.engine import Engine
-from tests.router.feeds.kube.rig import until
 from warmlane.envoy.health import Serving
 from warmlane.envoy.server import start_server
 from warmlane.router import ext_proc, serve

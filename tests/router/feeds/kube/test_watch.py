@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
+from tests.common import until
 from tests.kube_api.objects import pod
 from tests.kube_api.server import PODS, Asked, KubeServer, Refusal
-from tests.router.feeds.kube.rig import QUICK, PlainAccess, Rig, follow, until
+from tests.router.feeds.kube.rig import QUICK, PlainAccess, Rig, follow
 from warmlane.router.feeds.kube_api import KubeApi
 from warmlane.router.feeds.kube_objects import Pod
 from warmlane.router.feeds.kube_watch import MAX_OBJECTS, Follower
