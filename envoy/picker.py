@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Final, TypeAlias
 
 from warmlane._core.desk import Lead
@@ -28,6 +29,7 @@ from warmlane.router.shadow import Shadow
 from warmlane.router.types import Decision, Kind, ReplicaState, Request
 
 RANK_HEADER: Final = b"x-data-parallel-rank"
+_TRIES: Final = 3  # of a gateway, the first one included (num_retries 2 in deploy/envoy)
 
 # A request whose token ids are on their way; to be cancelled when nobody waits for it any more.
 Waiting: TypeAlias = asyncio.Task[Request]
@@ -197,18 +199,35 @@ class Picker(Gate):
         """What the gateway is told: one address, or the ordered list by config.
 
         A list names only replicas with the rank of the first, the rank header is one for all, and
-        with the request's adapter: a gateway that falls back on one loads nothing.
+        with the request's adapter: a gateway that falls back on one loads nothing. Where the first
+        three would stand in one zone the third gives way to the best of another one: gateways try
+        about three, and a zone may be gone.
         """
         if not self.ordered or len(decision.choices) == 1:
             return first.endpoint
-        found = [first.endpoint]
-        for slot in decision.choices:
+        found = [first, *self._like(first, decision, decision.choices, ways)]
+        zone = first.replica.spec.zone
+        if zone and all(way.replica.spec.zone == zone for way in found[:_TRIES]):
+            slots = self.router.rest(decision.ticket, monotonic(), True, frozenset({zone}))
+            others = found[_TRIES:] + self._like(first, decision, slots, ways)
+            far = next((way for way in others if way.replica.spec.zone != zone), None)
+            if far is not None:
+                found = [way for way in found if way is not far]
+                found.insert(_TRIES - 1, far)
+        return b",".join([way.endpoint for way in found])
+
+    def _like(
+        self, first: Way, decision: Decision, slots: Sequence[int], ways: list[Way | None]
+    ) -> list[Way]:
+        """Others that a gateway may take in place of the first, each address once."""
+        found: dict[bytes, Way] = {first.endpoint: first}
+        for slot in slots:
             way = ways[slot]
-            if way is None or way.rank != first.rank or way.endpoint in found:
+            if way is None or way.rank != first.rank:
                 continue
             if not decision.adapter or has_adapter(way.replica, decision.adapter):
-                found.append(way.endpoint)
-        return b",".join(found)
+                found.setdefault(way.endpoint, way)
+        return list(found.values())[1:]
 
     def subset_of(self, entries: list[str]) -> frozenset[str]:
         """The subset in the router's own names."""

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.envoy import gateway as envoy
@@ -305,6 +306,24 @@ def test_the_ordered_list_is_by_config(make: Make) -> None:
     head, *_ = talk.say(envoy.request_headers(), envoy.request_body(BODY))
     assert set(head.endpoint.split(",")) == ENDPOINTS
     talk.end()
+
+
+@pytest.mark.parametrize("far", [0, 1, 3])
+def test_the_third_of_the_list_stands_in_another_zone(make: Make, far: int) -> None:
+    """Six near ones fill all five choices: the other zone is asked for, if it has anybody."""
+    zones = "a" * 6 + "b" * far
+    replicas = [
+        {"url": f"http://10.0.0.{number}:8000", "zone": zone} for number, zone in enumerate(zones)
+    ]
+    picker = make(replicas, endpoints="ordered")
+    picker.router.reload(msgspec.structs.replace(picker.router.config, zone="a"))
+    talk = Talk(picker)
+    head, *_ = talk.say(envoy.request_headers(), envoy.request_body(BODY))
+    talk.end()
+    told = [int(each.split(":")[0].rpartition(".")[2]) for each in head.endpoint.split(",")]
+    assert len(set(told)) == len(told)
+    near = [slot < 6 for slot in told]
+    assert near == ([True, True, False, True, True, True] if far else [True] * 5)
 
 
 @pytest.mark.parametrize(
