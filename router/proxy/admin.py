@@ -48,6 +48,7 @@ from warmlane.router.metrics_export import CONTENT_TYPE
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.proxy.admin_adapters import adapters_of
 from warmlane.router.proxy.admin_log import PeerLog
+from warmlane.router.proxy.sockets import listen
 from warmlane.router.requests import parse
 from warmlane.router.shadow import Shadow
 from warmlane.router.types import JsonObject
@@ -113,7 +114,8 @@ class Admin:
             logger=PeerLog(log),
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.host, self.port).start()
+        for sock in await listen(self.host, self.port):
+            await web.SockSite(self._runner, sock).start()
         self.port = self._runner.addresses[0][1]
 
     async def close(self) -> None:

@@ -16,7 +16,7 @@ _ACCEPTS = 64  # connections taken in one turn
 _PAUSE_S = 1.0  # without accepting, when there are no descriptors left
 
 
-async def listen(host: str, port: int, backlog: int) -> list[socket.socket]:
+async def listen(host: str, port: int, backlog: int = 128) -> list[socket.socket]:
     """One bound socket for each address of the host. Raises OSError: one cannot be bound."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(

@@ -53,6 +53,9 @@ class Served:
         async with self.session.get(url) as response:
             return response.status, await response.json(content_type=None)
 
+    def threads(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/task"))
+
     async def is_ready(self) -> bool:
         return (await self.get(f"{self.admin}/readyz"))[0] == 200
 
@@ -249,6 +252,17 @@ async def test_sighup_takes_a_pool_away_under_a_stream_and_adds_another(tmp_path
             served.process.send_signal(signal.SIGTERM)
             assert await served.end() == 0
             assert "event=pool_removed pool=old inflight=1" in served.log
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+async def test_addresses_need_no_thread_and_names_are_still_resolved() -> None:
+    async with Engine() as engine:
+        for url, threads in ((engine.url, 1), (engine.url.replace("127.0.0.1", "localhost"), 2)):
+            async with serving("--replica", url) as served:
+                await served.ready()
+                async with served.session.post(f"{served.url}/v1/completions", json=STREAM) as got:
+                    assert (await got.read()).endswith(b"data: [DONE]\n\n")
+                assert min(served.threads(), 2) == threads
 
 
 @pytest.mark.parametrize("flag", ["--port", "--admin-port"])
