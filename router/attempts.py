@@ -19,6 +19,7 @@ from typing import Final
 
 from warmlane._core.upkeep import Tally
 from warmlane.router.config import Retry
+from warmlane.router.types import Rest
 
 
 class Fault(StrEnum):
@@ -45,6 +46,9 @@ FREE: Final = frozenset({Fault.CONNECT, Fault.MISSING})
 # looks elsewhere. One alone is more likely to be ill by itself.
 LOST: Final = frozenset({Fault.CONNECT, Fault.RESET, Fault.TIMEOUT})
 _LOST_ENOUGH: Final = 2
+# Connections that could not be made and count as no try: much of a fleet may be gone at once, and
+# what is gone looks idle. Each takes connect_s at most.
+MAX_UNREACHED: Final = 8
 _NO_ZONES: Final[frozenset[str]] = frozenset()
 # Statuses whose body must be seen before they can be judged or retried.
 SUSPECT: Final = frozenset({429, 502, 503, 504})
@@ -138,7 +142,10 @@ class Attempts:
     zone_of: slot -> zone, "" where none is known.
     """
 
-    __slots__ = ("_budget", "_choices", "_last", "_left", "_lost", "_tried", "_zone_of")
+    __slots__ = (
+        *("_budget", "_choices", "_last", "_left", "_lost", "_tried", "_unreached"),
+        "_zone_of",
+    )
 
     def __init__(
         self,
@@ -150,6 +157,7 @@ class Attempts:
         self._choices = choices
         self._budget = budget
         self._left = limit - 1
+        self._unreached = MAX_UNREACHED if limit > 1 else 0
         self._last = choices[0]
         self._tried = {self._last}
         self._zone_of = zone_of
@@ -169,18 +177,21 @@ class Attempts:
         fault: Fault,
         now: float,
         is_ready: Callable[[int], bool],
-        rest: Callable[[bool, frozenset[str]], Sequence[int]],
+        rest: Callable[[Rest], Sequence[int]],
     ) -> int:
         """Slot of the next try, or -1: not retryable, nobody, no try or no budget left.
 
-        The ready choices first, in their order. When there is none left, `rest(ready_only, avoid)`
-        names whom else the pool has for this request, best first: an ejected replica may be well
-        again, and is better asked than not. Not when this one was only full: then what is ill or
-        starting would turn a quick refusal with its Retry-After into a slow failure.
+        The ready choices first, in their order. When there is none left, `rest` names whom else the
+        pool has for this request, best first: an ejected replica may be well again, and is better
+        asked than not. Not when this one was only full: then what is ill or starting would turn a
+        quick refusal with its Retry-After into a slow failure.
 
         A zone of which two replicas were lost to this request is avoided while another zone, or one
         that is not known, has a ready replica.
         """
+        if fault is Fault.CONNECT and self._unreached:
+            self._unreached -= 1
+            self._left += 1
         if fault not in RETRYABLE or self._left < 1:
             return -1
         avoid = self._avoided(fault)
@@ -188,8 +199,8 @@ class Attempts:
         slots = [each for each in self._choices if each not in tried and is_ready(each)]
         good = [each for each in slots if zone_of(each) not in avoid] if avoid else slots
         if not good:
-            others = rest(fault is Fault.BACKPRESSURE, avoid)
-            others = [each for each in others if each not in tried]
+            wanted = Rest(fault is Fault.BACKPRESSURE, avoid, frozenset(tried))
+            others = [each for each in rest(wanted) if each not in tried]
             good = [each for each in others if is_ready(each) and zone_of(each) not in avoid]
             good += slots + others
         if not good or (fault not in FREE and not self._budget.take(now, self._last)):

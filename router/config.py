@@ -238,7 +238,7 @@ class Timeouts(Tree, frozen=True, kw_only=True):
 class Retry(Tree, frozen=True, kw_only=True):
     """Moving a failed request to the next choice before the client saw a byte."""
 
-    attempts: Annotated[Count, _note("tries in all, the first included")] = 3
+    attempts: Annotated[Count, _note("tries in all; what cannot be reached is none")] = 3
     budget_ratio: Annotated[Share, _note("retries as a share of recent requests")] = 0.2
     budget_min: Annotated[int, Meta(ge=0, description="retries allowed whatever the share")] = 10
     budget_window_s: Annotated[Seconds, _note("what recent means")] = 10.0

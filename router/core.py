@@ -40,6 +40,7 @@ from warmlane.router.types import (
     Outcome,
     ReplicaState,
     Request,
+    Rest,
 )
 from warmlane.router.zones import ZonePairs
 
@@ -279,12 +280,14 @@ class Router:
         now: float,
         ready_only: bool = False,
         avoid: frozenset[str] = frozenset(),
+        tried: frozenset[int] = frozenset(),
     ) -> tuple[int, ...]:
         """Further slots for a request whose choices all failed, best first; see `Decider.rest`.
 
         Choices may be among them. () when the ticket is closed.
         """
-        return self._by_number[ticket >> TICKET_BITS].rest(ticket, now, ready_only, avoid)
+        wanted = Rest(ready_only, avoid, tried)
+        return self._by_number[ticket >> TICKET_BITS].rest(ticket, now, wanted)
 
     def first_token(self, ticket: int, now: float) -> float:
         """Prefill is done: its work is released. Seconds since `decide`, -1 when repeated."""

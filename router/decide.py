@@ -31,7 +31,7 @@ from warmlane.router.interfaces import Filter, Picker
 from warmlane.router.pickers import Best
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.registry import Parts
-from warmlane.router.types import Kind, ReplicaState, Request
+from warmlane.router.types import Kind, ReplicaState, Request, Rest
 from warmlane.scorers import DEFAULT_MIX, WEIGHTED_MIX
 from warmlane.scorers.price import PriceScorer
 from warmlane.scorers.spread import Spread
@@ -48,7 +48,7 @@ _RESTS: Final = (ReplicaState.READY, ReplicaState.EJECTED, ReplicaState.JOINING)
 _FUSED: Final = ("prefix_hit", "inflight_tokens", "running_requests", "spread", "kv_usage")
 
 
-Zones = frozenset[str]
+_ANYBODY: Final = Rest()
 
 
 class StaticMask:
@@ -184,13 +184,7 @@ class Decider:
             return self._fall_back(error, rand)
         return count
 
-    def rest(
-        self,
-        request: Request,
-        turn: int,
-        ready_only: bool = False,
-        avoid: Zones = frozenset(),
-    ) -> tuple[int, ...]:
+    def rest(self, request: Request, turn: int, wanted: Rest = _ANYBODY) -> tuple[int, ...]:
         """Whoever may serve a request that its choices failed: at most CHOICES, after `begin`.
 
         Ready ones first, then ejected, then joining; among those whose zone is not to be avoided,
@@ -204,12 +198,14 @@ class Decider:
         self.candidates.mask = mask
         for name, each in self._dynamic:
             self._keep(name, each, request, mask)
-        states, requests = _RESTS[:1] if ready_only else _RESTS, pool.ledger.requests
+        states, requests = _RESTS[:1] if wanted.ready_only else _RESTS, pool.ledger.requests
         ranks: list[tuple[int, bool, int, int, int]] = []
         for slot, replica in enumerate(pool.replicas):
-            if mask[slot] and replica is not None and replica.state in states:
+            if not mask[slot] or replica is None or slot in wanted.tried:
+                continue
+            if replica.state in states:
                 rank = states.index(replica.state)
-                far = replica.spec.zone in avoid
+                far = replica.spec.zone in wanted.avoid
                 ranks.append((rank, far, requests[slot], (slot - turn) % size, slot))
         return tuple([rank[-1] for rank in nsmallest(CHOICES, ranks)])
 

@@ -17,14 +17,14 @@ from warmlane._core.hashing import root_key
 from warmlane._core.ledger import TICKET_BITS, LedgerFull
 from warmlane.router.catalog import Target
 from warmlane.router.config import Config, PoolConfig
-from warmlane.router.decide import LAST_RESORT, Decider, Zones
+from warmlane.router.decide import LAST_RESORT, Decider
 from warmlane.router.errors import NoReplica
 from warmlane.router.lane_open import Chosen, Named, Open, Recording, tickets_full
 from warmlane.router.metrics import Metrics
 from warmlane.router.pool import Pool
 from warmlane.router.prefix import PrefixKey, head_key, next_turn
 from warmlane.router.registry import Parts
-from warmlane.router.types import Decision, Outcome, Request
+from warmlane.router.types import Decision, Outcome, Request, Rest
 from warmlane.router.view import CacheView
 from warmlane.router.watchdog import CHAT, Watchdog, traits_of
 
@@ -249,7 +249,7 @@ class Lane(Desk):
         whole = tuple([int(hits[slot]) for slot in choices])
         return choices, whole, hit, hit / self.view.factors[choices[0]]
 
-    def rest(self, ticket: int, now: float, ready_only: bool, avoid: Zones) -> tuple[int, ...]:
+    def rest(self, ticket: int, now: float, wanted: Rest) -> tuple[int, ...]:
         """Whom else the pool has for this open request; see `Decider.rest`."""
         opened = self._open.get(ticket & _TICKET_MASK)
         if opened is None:
@@ -257,7 +257,7 @@ class Lane(Desk):
         target, tokens = opened.target, opened.decision.prompt_tokens
         self.decider.begin(target.model, target.adapter, tokens, now)
         try:
-            return self.decider.rest(opened.request, ticket, ready_only, avoid)
+            return self.decider.rest(opened.request, ticket, wanted)
         except NoReplica:  # a filter failed, as the log says
             return ()
 

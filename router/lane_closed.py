@@ -5,8 +5,7 @@ Numbers of lanes are never used again, so that late news of its tickets finds th
 
 from __future__ import annotations
 
-from warmlane.router.decide import Zones
-from warmlane.router.types import Outcome
+from warmlane.router.types import Outcome, Rest
 
 
 class ClosedLane:
@@ -22,7 +21,7 @@ class ClosedLane:
     def moved(self, ticket: int, slot: int, now: float) -> None:
         """Too late."""
 
-    def rest(self, ticket: int, now: float, ready_only: bool, avoid: Zones) -> tuple[int, ...]:
+    def rest(self, ticket: int, now: float, wanted: Rest) -> tuple[int, ...]:
         return ()
 
     def learn_pace(self, ticket: int, now: float) -> None:

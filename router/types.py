@@ -161,6 +161,17 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return hits[choices.index(slot)] if slot in choices else 0
 
 
+class Rest(msgspec.Struct, frozen=True, gc=False):
+    """Who is wanted when a request's choices have failed.
+
+    avoid: zones that come last. tried: slots that are not asked again.
+    """
+
+    ready_only: bool = False
+    avoid: frozenset[str] = frozenset()
+    tried: frozenset[int] = frozenset()
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What then happened, told once at close.
 

@@ -23,7 +23,7 @@ from warmlane.router.proxy.delivery import ABORTED, Delivery
 from warmlane.router.proxy.relay import Relay
 from warmlane.router.proxy.request_head import request_bytes
 from warmlane.router.requests import kind_of, parse, rewrite_model
-from warmlane.router.types import Decision, ReplicaState, Request
+from warmlane.router.types import Decision, ReplicaState, Request, Rest
 
 if TYPE_CHECKING:
     from warmlane._core.straight import Straight
@@ -267,9 +267,10 @@ class Exchange(Delivery):
         replica = self._side.pool.replicas[slot]
         return replica is not None and replica.state is ReplicaState.READY
 
-    def _rest(self, ready_only: bool, avoid: frozenset[str] = frozenset()) -> tuple[int, ...]:
+    def _rest(self, wanted: Rest) -> tuple[int, ...]:
         """Whom else the pool has for this request."""
-        return self._state.router.rest(self._decision.ticket, monotonic(), ready_only, avoid)
+        ticket, who = self._decision.ticket, (wanted.ready_only, wanted.avoid, wanted.tried)
+        return self._state.router.rest(ticket, monotonic(), *who)
 
     def _out_of_choices(self, fault: Fault, reason: str) -> None:
         hold = self._hold
@@ -289,7 +290,7 @@ class Exchange(Delivery):
         left who might have it."""
         attempts, adapter = self._attempts, self._decision.adapter
         assert attempts is not None, "one has failed"
-        left = not all(attempts.was_tried(slot) for slot in self._rest(True))
+        left = not all(attempts.was_tried(slot) for slot in self._rest(Rest(ready_only=True)))
         if hold is not None and not left:
             self._release(hold.pieces, self._upstream is None)
             return

@@ -6,8 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from warmlane.router.attempts import COUNTED, RETRYABLE, Attempts, Fault, RetryBudget, classify
+from warmlane.router.attempts import (
+    COUNTED,
+    MAX_UNREACHED,
+    RETRYABLE,
+    Attempts,
+    Fault,
+    RetryBudget,
+    classify,
+)
 from warmlane.router.config import Retry
+from warmlane.router.types import Rest
 
 
 @pytest.mark.parametrize(
@@ -86,7 +95,7 @@ def everybody(slot: int) -> bool:
     return True
 
 
-def nobody(ready_only: bool, avoid: frozenset[str]) -> tuple[int, ...]:
+def nobody(wanted: Rest) -> tuple[int, ...]:
     return ()
 
 
@@ -94,7 +103,7 @@ def after(
     attempts: Attempts,
     fault: Fault,
     ready: Callable[[int], bool] = everybody,
-    rest: Callable[[bool, frozenset[str]], tuple[int, ...]] = nobody,
+    rest: Callable[[Rest], tuple[int, ...]] = nobody,
 ) -> int:
     return attempts.next(fault, 0.0, ready, rest)
 
@@ -102,7 +111,7 @@ def after(
 def test_attempts_follow_the_order_and_end() -> None:
     attempts = Attempts((4, 7, 1, 9), budget(minimum=100), 3)
     assert after(attempts, Fault.RESET) == 7
-    assert after(attempts, Fault.CONNECT) == 1
+    assert after(attempts, Fault.TIMEOUT) == 1
     assert attempts.tried == 3
     assert after(attempts, Fault.RESET) == -1  # three tries in all
 
@@ -119,8 +128,8 @@ def test_the_rest_of_the_pool_comes_after_the_choices() -> None:
     attempts = Attempts((4, 7), budget(minimum=100), 10)
     asked: list[bool] = []
 
-    def rest(ready_only: bool, avoid: frozenset[str]) -> tuple[int, ...]:
-        asked.append(ready_only)
+    def rest(wanted: Rest) -> tuple[int, ...]:
+        asked.append(wanted.ready_only)
         return (4, 7, 2, 3)
 
     assert after(attempts, Fault.RESET, rest=rest) == 7
@@ -138,7 +147,7 @@ def test_a_try_that_cannot_be_made_costs_no_budget() -> None:
     assert after(Attempts((4, 5), spent, 3), Fault.SERVER) == -1
     assert after(Attempts((4, 5), spent, 3), Fault.RESET) == 5
     assert after(Attempts((4, 5), spent, 3), Fault.RESET) == -1
-    assert after(Attempts((4,), spent, 3), Fault.RESET, rest=lambda ready_only, avoid: (5,)) == -1
+    assert after(Attempts((4,), spent, 3), Fault.RESET, rest=lambda wanted: (5,)) == -1
 
 
 @pytest.mark.parametrize("fault", [Fault.CONNECT, Fault.MISSING])
@@ -176,8 +185,8 @@ def zoned(choices: tuple[int, ...], limit: int = 10) -> Attempts:
 def test_a_zone_that_seems_lost_is_avoided() -> None:
     asked: list[frozenset[str]] = []
 
-    def rest(ready_only: bool, avoid: frozenset[str]) -> tuple[int, ...]:
-        asked.append(avoid)
+    def rest(wanted: Rest) -> tuple[int, ...]:
+        asked.append(wanted.avoid)
         return (13, 5)
 
     attempts = zoned((1, 2, 3, 12))
@@ -191,7 +200,7 @@ def test_a_zone_that_seems_lost_is_avoided() -> None:
 
 
 def test_a_lost_zone_is_better_than_nobody() -> None:
-    def rest(ready_only: bool, avoid: frozenset[str]) -> tuple[int, ...]:
+    def rest(wanted: Rest) -> tuple[int, ...]:
         return (5, 13)  # the ready one first
 
     attempts = zoned((1, 2, 3))
@@ -209,3 +218,19 @@ def test_full_replicas_and_unknown_zones_say_nothing_of_a_zone() -> None:
     attempts = zoned((21, 22, 23, 12))
     for wanted in (22, 23, 12):
         assert after(attempts, Fault.RESET) == wanted
+
+
+def test_a_connection_that_cannot_be_made_is_no_try() -> None:
+    """Up to a bound; and who wants no retries gets none."""
+
+    def rest(wanted: Rest) -> tuple[int, ...]:
+        assert wanted.tried
+        return tuple(slot for slot in range(50) if slot not in wanted.tried)[:5]
+
+    attempts = Attempts((0, 1), budget(minimum=100), 3)
+    assert after(attempts, Fault.RESET, rest=rest) == 1
+    for slot in range(2, 2 + MAX_UNREACHED):
+        assert after(attempts, Fault.CONNECT, rest=rest) == slot
+    assert after(attempts, Fault.CONNECT, rest=rest) == 2 + MAX_UNREACHED, "the third try"
+    assert after(attempts, Fault.CONNECT, rest=rest) == -1
+    assert after(Attempts((0, 1), budget(minimum=100), 1), Fault.CONNECT, rest=rest) == -1

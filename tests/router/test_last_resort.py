@@ -148,6 +148,7 @@ def test_the_rest_leaves_a_lost_zone_to_the_end() -> None:
     assert not {6, 7} & set(router.rest(decision.ticket, 0.0))
     rest = router.rest(decision.ticket, 0.0, avoid=frozenset("a"))
     assert set(rest[:2]) == {6, 7} and len(rest) == 5
+    assert router.rest(decision.ticket, 0.0, tried=frozenset(range(5))) == (5, *sorted(rest[:2]))
     states(router, *[READY] * 6, EJECTED, EJECTED)
     assert not {6, 7} & set(router.rest(decision.ticket, 0.0, avoid=frozenset("a")))
 
