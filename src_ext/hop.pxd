@@ -16,6 +16,7 @@ from warmlane._core.poll cimport Conn, Peer
 
 cdef enum:
     ROOM = 98304            # bytes of a pooled request buffer: a head and 64 KB
+    AHEAD = 256             # of these, before what is read: room for a head that grows
     SLABS = 4               # of pooled buffers: 84 of them; what is beyond comes and goes
     MOST_BODY = 1048576     # larger bodies go the other way
 
@@ -79,6 +80,7 @@ cdef class Front(Peer):
     cdef int wait(self) except -1
     cdef int start_course(self) except -1
     cdef int hand_over(self) except -1
+    cdef const uint8_t *join(self, const uint8_t *head, size_t size) noexcept
     cdef int done_plain(self, bint close) except -1
     cdef void uncount(self) noexcept
     cdef void release(self) noexcept

@@ -105,7 +105,8 @@ cdef class Front(Peer):
 
     def __dealloc__(self):
         # `release` needs `shared`, which may be gone already.
-        wl_free(self.buffer)
+        if self.buffer != NULL:
+            wl_free(self.buffer - AHEAD)
 
     def equip(self, Shared shared not None, Course course):
         """What it works with. course: None, all requests go to the Python half."""
@@ -135,8 +136,8 @@ cdef class Front(Peer):
             size[0] = SCRATCH
             return self.conn.poller.scratch
         if self.buffer == NULL:
-            self.buffer = self.shared.take_room()
-            self.buffer_room = ROOM
+            self.buffer = self.shared.take_room() + AHEAD
+            self.buffer_room = ROOM - AHEAD
             self.got = 0
         size[0] = self.buffer_room - self.got
         return self.buffer + self.got
@@ -207,11 +208,12 @@ cdef class Front(Peer):
         if self.got == self.buffer_room:
             # Twice what has arrived: a length that is only announced takes no memory.
             room = min(2 * self.buffer_room, self.need + 1)
-            larger = <uint8_t *>wl_malloc(room)
+            larger = <uint8_t *>wl_malloc(AHEAD + room)
             if larger == NULL:
                 raise MemoryError
+            larger += AHEAD
             memcpy(larger, self.buffer, self.got)
-            shared.give_room(self.buffer)
+            shared.give_room(self.buffer - AHEAD)
             self.buffer, self.buffer_room = larger, room
         return 0
 
@@ -252,6 +254,13 @@ cdef class Front(Peer):
         self.data_received(data)
         return 0
 
+    cdef const uint8_t *join(self, const uint8_t *head, size_t size) noexcept:
+        # Another head right before the body, over the one that came; NULL: no room for it.
+        if size > AHEAD + self.start:
+            return NULL
+        memcpy(self.buffer + self.start - size, head, size)
+        return self.buffer + self.start - size
+
     cdef int done_plain(self, bint close) except -1:
         # As `downstream.Client.done`.
         cdef Shared shared = self.shared
@@ -271,7 +280,7 @@ cdef class Front(Peer):
     cdef void release(self) noexcept:
         self.head = None
         if self.buffer != NULL:
-            self.shared.give_room(self.buffer)
+            self.shared.give_room(self.buffer - AHEAD)
             self.buffer = NULL
             self.got = 0
 

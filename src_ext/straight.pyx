@@ -125,6 +125,7 @@ cdef class Straight(Course):
         cdef Lead lead = self.lead
         cdef Back back
         cdef Kept link
+        cdef const uint8_t *joined
         cdef double deadline
         self.decision_s = monotonic() - now
         note_decision(lead, self.decision_s)
@@ -142,7 +143,11 @@ cdef class Straight(Course):
         back._silent = back._sent_all = True
         deadline = now + self.shared.first_byte_s
         self.deadline = deadline if deadline < self.total else self.total
-        back.conn.send(out, length, self.body, self.size)
+        joined = self.front.join(out, length)
+        if joined != NULL:  # one piece is cheaper for the kernel than two
+            back.conn.send(joined, length + self.size, NULL, 0)
+        else:
+            back.conn.send(out, length, self.body, self.size)
         return lead.desk.sent(&self.pick)
 
     # The answer

@@ -54,7 +54,7 @@ class Served:
             return response.status, await response.json(content_type=None)
 
     def threads(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/task"))
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/task").iterdir())
 
     async def is_ready(self) -> bool:
         return (await self.get(f"{self.admin}/readyz"))[0] == 200
