@@ -26,6 +26,7 @@ class Resolver:
         self._versions: list[tuple[str, int]] = []
         self._next = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._troubles: dict[str, str] = {}  # names that nobody knows, and what was said of them
 
     def look(self, now: float) -> None:
         """Look names up if pools changed or it is time again; returns at once."""
@@ -47,15 +48,17 @@ class Resolver:
 
     async def _resolve(self, names: set[str]) -> None:
         loop = asyncio.get_running_loop()
+        self._troubles = {name: why for name, why in self._troubles.items() if name in names}
         addresses, changed = self._picker.addresses, False
         try:
             for name in sorted(names):
                 where, _, port = name.rpartition(":")
                 try:
                     found = await loop.getaddrinfo(where, port, type=socket.SOCK_STREAM)
-                except OSError as error:
-                    log.warning('event=not_resolved endpoint=%s why="%s"', name, error)
+                except (OSError, UnicodeError) as error:  # the second: no name at all, like a..b
+                    self._say(name, str(error))
                     continue
+                self._say(name, "")
                 # IPv4 first: "localhost" is mostly served there alone.
                 ip = min(found, key=lambda each: each[0] != socket.AF_INET)[4][0]
                 address = f"[{ip}]:{port}" if ":" in str(ip) else f"{ip}:{port}"
@@ -65,3 +68,14 @@ class Resolver:
             self._task = None
         if changed:
             self._picker.readdressed()
+
+    def _say(self, name: str, why: str) -> None:
+        """One line per change of what is wrong with a name."""
+        if self._troubles.get(name, "") == why:
+            return
+        if why:
+            self._troubles[name] = why
+            log.warning('event=not_resolved endpoint=%s why="%s"', name, why)
+        else:
+            del self._troubles[name]
+            log.info("event=resolved endpoint=%s", name)

@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `warmlane explain`."""
     parser.add_argument("body", metavar="BODY.json", help="a client's request body; - reads stdin")
     parser.add_argument(
-        "--admin", metavar="URL", default="http://127.0.0.1:8081", help="the router's admin address"
+        "--admin",
+        metavar="URL",
+        default="http://127.0.0.1:8081",
+        help="the router's admin address; ext-proc's is port 9090",
     )
     parser.add_argument(
         "--path",
