@@ -93,10 +93,11 @@ def cells() -> list[Cell]:
                 found.append(_cell(name, profile, replicas, knee * load, view))
     found.append(_cell("conversation", MIXED, 8, 0.7, "approximate"))
     found.append(_cell("synthetic", MIXED, 8, 0.7, "approximate"))
-    tier = (("tier_tokens", 1_000_000), ("tier_told", True))
+    tier = (("tier_tokens", 1_000_000),)
     for view in ("approximate", "exact"):
         cell = _cell("coding", LLAMA, 8, 0.8, view)
-        found.append(cell._replace(name=f"{cell.name}, offload tier", world=tier))
+        told = (("tier_told", True),) if view == "approximate" else ()  # events tell the other
+        found.append(cell._replace(name=f"{cell.name}, offload tier", world=tier + told))
     return found
 
 
