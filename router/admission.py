@@ -40,6 +40,7 @@ _WATCH_S: Final = 60.0  # how long requests are looked at after the last moment 
 _WATCH_SHARE: Final = 0.25  # of the bounds: from there on they are looked at
 _LEARN_S: Final = 30.0  # after so long most live sessions were seen
 _LOST_SHARE: Final = 0.05  # of continued contexts that no cache held: caches are too small
+_ANYWAY_S: Final = 90.0  # one session begins whatever the memory, that waited a third of it
 _RATE_S: Final = 30.0  # time constant of the pace of releases
 _CODES: Final = {
     "busy": "all_replicas_busy",
@@ -249,9 +250,11 @@ class Gate:
         if not self.holds_sessions:
             return True
         assert isinstance(item, Waiting)
-        quiet = self.config.session_s
-        if now - self._fresh_at >= quiet and now - item.at >= quiet / 3:
+        anyway_s = min(_ANYWAY_S, self.config.session_s)
+        if now - self._fresh_at >= anyway_s and now - item.at >= anyway_s / 3:
             return True  # nobody waits for ever
+        if self.load.idle():
+            return True  # a replica stands still: that costs more than what is lost by it
         wanted = self.sessions.tokens + item.prepared.lane.view.lengths(item.prepared.key)[0]
         return wanted <= self.config.working_set * self.capacity_tokens
 

@@ -59,6 +59,13 @@ class PoolLoad:
         """Whether a replica is ready at all."""
         return 1 in self._pool.ready
 
+    def idle(self) -> bool:
+        """Whether fewer requests are under way than replicas are ready: one of them stands still."""
+        pool = self._pool
+        ready, ours, others = pool.ready, pool.ledger.requests, pool.foreign.requests
+        slots = [slot for slot in range(len(ready)) if ready[slot]]
+        return sum(ours[slot] + others[slot] for slot in slots) < len(slots)
+
     def room(self, share: float = 1.0) -> bool:
         """Whether any ready replica has room."""
         ready = self._pool.ready

@@ -31,7 +31,8 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     session had. opens_session: it continues none that is known. live_tokens: KV tokens that live
     sessions hold or will want again; wanted_tokens: with this one; allowed_tokens: of all caches,
     by `working_set`, 0 where nobody tells; holds_sessions: whether that is held against sessions
-    that begin; lost_share: of continued contexts, not found in any cache of late.
+    that begin; idle: fewer requests are under way than replicas are ready, which lets one begin all
+    the same; lost_share: of continued contexts, not found in any cache of late.
     """
 
     result: Literal["go", "wait", "refuse"]
@@ -54,6 +55,7 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     wanted_tokens: float
     allowed_tokens: float
     holds_sessions: bool
+    idle: bool
     lost_share: float
 
 
@@ -98,6 +100,7 @@ def outlook(prepared: Prepared, now: float) -> Outlook | None:
         wanted_tokens=sessions.tokens + (prompt if session is None else 0.0),
         allowed_tokens=gate.config.working_set * gate.capacity_tokens,
         holds_sessions=gate.holds_sessions,
+        idle=load.idle(),
         lost_share=sessions.lost_share,
     )
 

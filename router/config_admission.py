@@ -73,5 +73,5 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             " caches; 0: never",
         ),
     ] = 1.0
-    session_s: Annotated[_Seconds, _note("silence after which a session counts as over")] = 90.0
+    session_s: Annotated[_Seconds, _note("silence after which a session counts as over")] = 150.0
     sessions: Annotated[_Count, _note("sessions that are remembered per pool")] = 65_536

@@ -136,14 +136,27 @@ def test_sessions_are_let_in_when_their_bound_goes() -> None:
 
 
 def held() -> Desk:
-    """A pool whose live sessions lose their contexts."""
+    """A pool whose live sessions lose their contexts, with a request under way."""
     desk = Desk(replicas=1)
     desk.pass_s(0.1)
     load = LoadSnapshot(taken_at=0.0, block_size=BLOCK, num_blocks=CAPACITY // BLOCK)
     desk.pool.update_load(0, load)
     talking(desk, sessions=12, turns=40, tokens=20_000)
     assert desk.gate.holds_sessions
+    under_way = desk.ask(20_000, first=0)
+    assert isinstance(under_way, Decision)
+    desk.first_token(under_way)
     return desk
+
+
+def test_a_replica_that_stands_still_takes_a_session_whatever_its_memory() -> None:
+    desk = held()
+    assert isinstance(desk.ask(20_000), Waiting)
+    assert not outlook(desk).idle
+    desk.close(desk.sent[-1])
+    desk.router.release(desk.now)
+    assert isinstance(desk.told[desk.number], Decision)
+    assert isinstance(desk.ask(20_000), Waiting), "one at a time"
 
 
 def test_below_saturation_it_goes() -> None:
