@@ -60,7 +60,7 @@ class PoolLoad:
         return 1 in self._pool.ready
 
     def idle(self) -> bool:
-        """Whether fewer requests are under way than replicas are ready: one of them stands still."""
+        """Whether fewer requests are under way than replicas are ready: one stands still."""
         pool = self._pool
         ready, ours, others = pool.ready, pool.ledger.requests, pool.foreign.requests
         slots = [slot for slot in range(len(ready)) if ready[slot]]

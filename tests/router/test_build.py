@@ -165,6 +165,29 @@ def test_restart_needed_names_dotted_paths() -> None:
     assert restart_needed(config, come) == []
 
 
+async def test_admission_follows_a_reload_and_who_waits_goes() -> None:
+    specs = [ReplicaSpec(url="http://127.0.0.9:9")]
+    config = Config(pools=[PoolConfig(replicas=specs, models=["m"])])
+    running = await build(config)
+    request = Request(kind=Kind.COMPLETIONS, model="m", prompt=b"x" * 9000)
+    try:
+        waiting = Admission(enabled=True, room_s=60.0)
+        assert running.reload(msgspec.structs.replace(config, admission=waiting)) == []
+        gate = running.router.lanes["default"].gate
+        assert gate is not None
+        waits = asyncio.ensure_future(running.decide(request, 1))  # nobody is ready
+        while not gate.queue:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+        running.router.pools["default"].set_state(0, ReplicaState.READY)
+        later = msgspec.structs.replace(waiting, backlog_s=2.0, wait_s=60.0)
+        assert running.reload(msgspec.structs.replace(config, admission=later)) == []
+        decision = await waits
+        running.router.close(decision.ticket, Outcome(), 1e9)
+        assert running.config.admission == later and not gate.queue
+    finally:
+        await running.close()
+
+
 async def test_pools_come_and_go_with_their_feeds(caplog: pytest.LogCaptureFixture) -> None:
     """A request under way holds its replica until it ends, or drain_s is over."""
     caplog.set_level(logging.INFO)
