@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -191,7 +192,8 @@ def test_bad_input() -> None:
         two = array("d", [0.0, 0.0])
         price.prices(5, two, column, two, two, array("B", [1, 1]), two)
     with pytest.raises(TypeError):
-        price.prices(5, array("i", [1]), column, column, column, array("B", [1]), column)
+        whole: Any = array("i", [1])
+        price.prices(5, whole, column, column, column, array("B", [1]), column)
     with pytest.raises(ValueError, match="finite"):
         endless = array("d", [float("inf")])
         price.prices(5, column, endless, column, column, array("B", [1]), column)
