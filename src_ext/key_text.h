@@ -35,9 +35,16 @@ static inline void wl_key_waiting(wl_writer *w) {
     if (at) memmove(w->out, w->out + at, w->pos -= at);
 }
 
+/* How far ahead of the present block the body is asked for: it has just come through the kernel and
+ * lies in an outer cache, and the chain leaves no slack of its own for that. */
+#define WL_FETCH_AHEAD 1024
+
 static inline const uint8_t *wl_key_usual(wl_chain *c, const uint8_t *p, const uint8_t *end) {
     uint64_t parent = c->parent, *key = c->keys + c->count, *last = c->keys + c->room;
     for (; end - p >= WL_USUAL_BLOCK && key < last; p += WL_USUAL_BLOCK) {
+        uintptr_t ahead = (uintptr_t)p + WL_FETCH_AHEAD; /* may be behind the end: only a hint */
+        __builtin_prefetch((const void *)ahead);
+        __builtin_prefetch((const void *)(ahead + 64));
         if (!wl_all_plain(p, WL_USUAL_BLOCK)) break;
         *key++ = parent = wl_block_key(parent, p, WL_USUAL_BLOCK);
     }
