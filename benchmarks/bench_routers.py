@@ -209,8 +209,13 @@ async def heard(started: Sequence[RouterProcess], peers: int) -> None:
         await client.close()
 
 
+def is_late(arms: dict[int, Played]) -> bool:
+    """Whether a loop was too late in this round."""
+    return max(arm.lag for arm in arms.values()) > MAX_LAG * arms[1].median
+
+
 async def played(arms: list[int], rounds: int) -> list[dict[int, Played]]:
-    """The rounds, each with all arms, as many as the time allows."""
+    """Rounds with all arms, until so many count or the time is over."""
     server = Server("valkey")
     fleet = Replicas(REPLICAS, ["--model", HOW.model, *ENGINE])
     found: list[dict[int, Played]] = []
@@ -218,9 +223,9 @@ async def played(arms: list[int], rounds: int) -> list[dict[int, Played]]:
     try:
         server.start()
         await fleet.start()
-        for number in range(rounds):
-            spent = time.monotonic() - begun
-            if found and spent + spent / len(found) > BUDGET_S:
+        while sum(not is_late(each) for each in found) < rounds:
+            spent, number = time.monotonic() - begun, len(found)
+            if found and spent + spent / number > BUDGET_S:
                 break
             made, at = sequence(number + 1), number % len(arms)
             found.append({})
@@ -236,12 +241,10 @@ def processes(bench: Bench) -> None:
     """The bars of the processes."""
     arms = [1, *LIMITS, APART] if bench.args.apart else [1, *LIMITS]
     found = asyncio.run(played(arms, LEAST_ROUNDS if bench.args.quick else ROUNDS))
-    kept = []
+    kept = [each for each in found if not is_late(each)]
     for each in found:
-        late = max(arm.lag for arm in each.values()) > MAX_LAG * each[1].median
-        kept += [] if late else [each]
         told = ", ".join(f"{arm}: {ran.ttft:.3f} lag {ran.lag:.4f}" for arm, ran in each.items())
-        print(f"# round{' (late)' if late else ''}: {told}", flush=True)
+        print(f"# round{' (late)' if is_late(each) else ''}: {told}", flush=True)
     bench.tell("processes, rounds", len(found), "")
     bench.tell("processes, rounds that count", len(kept), "")
     if kept:
