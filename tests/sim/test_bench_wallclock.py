@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from benchmarks.bench_wallclock import GPU, SLICES, as_played, as_timed, inverted
 from warmlane.router.sim.demo_slices import Slice
 from warmlane.router.sim.lab_world import BLOCK_TOKENS
 from warmlane.router.sim.server import FakeOptions
@@ -12,12 +15,20 @@ from warmlane.router.sim.timing import PRESETS
 from warmlane.router.sim.tokens import TOKEN_BYTES
 from warmlane.router.sim.workload import Texts, cut, generate
 
+ROOT = Path(__file__).resolve().parents[2]
 PIECE = Slice(shrink=4, output_shrink=4, speed=4, rate=10, think_cap_s=2)
 
 
-def test_requests_are_those_of_the_player() -> None:
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark's module: it is no part of the package."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.bench_wallclock")
+
+
+def test_requests_are_those_of_the_player(bench: Any) -> None:
     made = cut(generate("coding", 6, seed=2), turns=6)
-    played = as_played(made, PIECE)
+    played = bench.as_played(made, PIECE)
     texts = Texts(made.block_size, PIECE.shrink)
     assert played.block_size == texts.tokens_per_block
     assert played.block_size % BLOCK_TOKENS == 0, "the lab's blocks are no part of it"
@@ -30,9 +41,9 @@ def test_requests_are_those_of_the_player() -> None:
             assert shorter.runs == turn.runs
 
 
-def test_replicas_are_those_of_the_fake_engine() -> None:
-    own = FakeOptions(gpu=GPU, scale=PIECE.shrink).engine_config()
-    timing = as_timed(PRESETS[GPU], PIECE)
+def test_replicas_are_those_of_the_fake_engine(bench: Any) -> None:
+    own = FakeOptions(gpu=bench.GPU, scale=PIECE.shrink).engine_config()
+    timing = bench.as_timed(PRESETS[bench.GPU], PIECE)
     assert timing.kv_tokens // BLOCK_TOKENS == own.blocks
     assert (timing.step_tokens, timing.max_seqs) == (own.max_num_batched_tokens, own.max_num_seqs)
     steps = [(0, 0.0, 1, 900, 1), (2000, 3e6, 0, 0, 1), (300, 1e5, 40, 90_000, 41)]
@@ -40,13 +51,13 @@ def test_replicas_are_those_of_the_fake_engine() -> None:
         assert timing.step_s(*step) == pytest.approx(own.timing.step_s(*step) / PIECE.speed)
 
 
-def test_the_slices_fit() -> None:
-    for _, piece in SLICES.values():
+def test_the_slices_fit(bench: Any) -> None:
+    for _, piece in bench.SLICES.values():
         assert 1.0 <= piece.speed <= 10.0 and piece.shrink == piece.output_shrink
 
 
-def test_order_is_judged_where_the_lab_tells_two_apart() -> None:
+def test_order_is_judged_where_the_lab_tells_two_apart(bench: Any) -> None:
     lab = {"a": 1.0, "b": 1.05, "c": 2.0}
-    assert inverted({"a": 1.2, "b": 1.0, "c": 3.0}, lab) == []
-    assert inverted({"a": 1.0, "b": 2.1, "c": 2.0}, lab) == ["b before c"]
-    assert len(inverted({"a": 3.0, "b": 2.0, "c": 1.0}, lab)) == 2
+    assert bench.inverted({"a": 1.2, "b": 1.0, "c": 3.0}, lab) == []
+    assert bench.inverted({"a": 1.0, "b": 2.1, "c": 2.0}, lab) == ["b before c"]
+    assert len(bench.inverted({"a": 3.0, "b": 2.0, "c": 1.0}, lab)) == 2
