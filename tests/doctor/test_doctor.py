@@ -19,6 +19,7 @@ import pytest
 from tests.doctor.liar import Liar, answered, edited, replaced
 from tests.router.tokens import folder
 from tests.sim.rig import fake
+from warmlane.router import doctor_cache
 from warmlane.router.cli import main
 from warmlane.router.config_load import normal_spec
 from warmlane.router.doctor import Patient, examine
@@ -62,6 +63,21 @@ async def test_a_well_engine_has_nothing_to_change(form: str) -> None:
         *("kv-replay", "tokenizer", "lora"),
     } == lines.keys()
     assert lines["kv-match"].found.startswith("64 tokens")
+
+
+async def test_blocks_that_are_told_late_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was heard first may be a replay of older blocks."""
+    asked: list[str] = []
+    held = doctor_cache.Ears.held_tokens
+
+    def late(ears: doctor_cache.Ears, ids: list[int], adapter: str) -> int:
+        asked.append(adapter)
+        return held(ears, ids, adapter) if len(asked) > 3 else 0
+
+    monkeypatch.setattr(doctor_cache.Ears, "held_tokens", late)
+    async with fake(kv_events=EVENTS, replay_endpoint=EVENTS) as (engine, _):
+        lines = await seen(patient(engine.url, kv_events="auto"))
+    assert lines["kv-match"].verdict == "ok" and len(asked) > 3
 
 
 async def test_nobody_there() -> None:
