@@ -128,8 +128,8 @@ def test_prompt_tokens_come_from_cache(engines: list[Engine]) -> None:
 
     assert sum(routed.hits) >= MIN_SHARE_OF_FRESH * sum(fresh.hits)
     assert sum(routed.hits) > sum(turns.hits)
-    # Not by sending everything to one engine. Three beginnings for two engines leave a lot to chance:
-    # between a half and a sixth of the prompts were seen on the lesser one.
+    # Not by sending everything to one engine. Three beginnings for two engines leave a lot to
+    # chance: between a half and a sixth of the prompts were seen on the lesser one.
     assert min(routed.asked) >= sum(routed.asked) / CHATS
     # clients, engines and router agree on what was reused
     for each in (fresh, turns, routed):
