@@ -193,7 +193,8 @@ def test_adapters_are_loaded_on_demand(engines: list[Engine]) -> None:
             assert asyncio.run(ask(router, f"x-{n}", question)) == said[f"lora-{n % 2}"]
             held = on_demand(engines)
             assert len(held[0]) <= 2 and len(held[1]) <= 1
-        assert router.total("warmlane_adapter_unloads_total", result="unloaded") >= 4
+        # Six adapters in three slots; whether the last two were still there is chance.
+        assert router.total("warmlane_adapter_unloads_total", result="unloaded") >= 3
         assert all("lora-0" in engine.adapters() for engine in engines), "not ours to unload"
         with pytest.raises(NotFoundError):
             asyncio.run(ask(router, "gone", "the allow-list has it, the disk has not"))
