@@ -31,6 +31,8 @@ from benchmarks.bars import machine
 from benchmarks.policy_cells import (
     KNOBS,
     POLICIES,
+    PUBLISHED,
+    ROWS,
     SAMPLES,
     SOURCES,
     WITHOUT,
@@ -46,6 +48,7 @@ from benchmarks.policy_cells import (
 )
 from benchmarks.policy_report import (
     Table,
+    beside,
     brief,
     judge,
     left_out,
@@ -142,12 +145,12 @@ def collect(
     table: Table = {}
     for cell in chosen:
         rows: dict[str, list[Figures]] = {}
-        for policy in POLICIES:
+        for policy in ROWS:
             found = [runs.of(cell, n, settings[policy][n]) for n in range(samples)]
             there = [each for each in found if each is not None]
             if len(there) == samples:
                 rows[policy] = there
-        if len(rows) == len(POLICIES):
+        if len(rows) == len(ROWS):
             table[cell.name] = rows
     return table
 
@@ -163,7 +166,7 @@ def wrong_policies(wrong: Wrong) -> list[str]:
     return [f"default:{wrong.fields}" if wrong.fields else "default", *WRONG_AGAINST]
 
 
-def beside(runs: Runs, is_there: Callable[[Cell], bool]) -> dict[str, object]:
+def tables_beside(runs: Runs, is_there: Callable[[Cell], bool]) -> dict[str, object]:
     """The tables of left-out terms and of wrong beliefs. Raises Late."""
     terms = {name: f"default:{fields}" for name, fields in WITHOUT.items()}
     ground = [cell for cell in ablation() if is_there(cell)]
@@ -200,7 +203,7 @@ def beside(runs: Runs, is_there: Callable[[Cell], bool]) -> dict[str, object]:
 
 def report(table: Table, samples: int, told: dict[str, object]) -> int:
     """Print, write JSON and the page. Exit status."""
-    scores = [score(table, policy) for policy in POLICIES]
+    scores = [score(table, policy) for policy in ROWS]
     note = (
         f"{len(table)} of {len(cells())} cells x {samples} samples; ratios to the best policy of"
         " each cell: geometric mean (worst). Lost: the paired 95 % interval lies above 1.15 of the"
@@ -212,12 +215,15 @@ def report(table: Table, samples: int, told: dict[str, object]) -> int:
         {"name": name, "value": value, "bar": bar, "verdict": "ok" if met else "short"}
         for name, value, bar, met in bars
     ]
+    head["without_bar"] = beside(table)
     RESULTS.write_text(json.dumps(head | told | {"cells": brief(table)}, indent=1) + "\n")
     text = markdown(scores, note)
     write_table(BEGIN, text)
     print(text)
     for name, value, bar, met in bars:
         print(f"{name} {value:.3f} x {bar} {'ok' if met else 'short'}")
+    for name, value in beside(table).items():
+        print(f"{name} {value:.3f} (parameters set for these cells; no bar)")
     return 0 if all(met for *_, met in bars) else 1
 
 
@@ -252,7 +258,7 @@ def measure(args: argparse.Namespace, pool: Pool, traces: Path | None) -> int:
     wanted = [*POLICIES, *all_variants, *([] if published else others)]
     prints = prints_of(pool, list(dict.fromkeys(wanted)))
     runs = Runs(pool, prints, str(traces), time.monotonic() + args.limit_s)
-    settings = {policy: [policy] * samples for policy in POLICIES}
+    settings = {row: [PUBLISHED.get(row, row)] * samples for row in ROWS}
     more: dict[str, object] = {}
     tuned: dict[str, list[str]] = {}
     try:
@@ -268,13 +274,13 @@ def measure(args: argparse.Namespace, pool: Pool, traces: Path | None) -> int:
         runs.make(
             "cells",
             [
-                (cell, n, [settings[policy][n] for policy in POLICIES])
+                (cell, n, list(dict.fromkeys(settings[row][n] for row in ROWS)))
                 for cell in (*there[::3], *there[1::3], *there[2::3])  # a stop leaves some of each
                 for n in range(samples)
             ],
         )
         if not published:
-            more = beside(runs, is_there)
+            more = tables_beside(runs, is_there)
     except Late:
         print("stopped: the same command goes on from here", file=sys.stderr)
     table = collect(runs, there, samples, settings)

@@ -1,40 +1,47 @@
 """The cells of `bench_policies`: which workload, on which fleet, at which load, with which view.
 
-The list is written down before anything is measured and holds for every policy. Rates are factors
-on what the trace recorded (on the generator's rate), for 8 replicas; they scale with the fleet.
-`knee` is set by hand, near the load where replicas begin to queue. KNOBS are the parameters that
-every policy may choose from: the first is what its source publishes.
+The list is written down before anything is measured and holds for every policy. Loads are shares
+of the fleet's knee, the rate at which it begins to queue; knees are measured by the rule of
+`policy_knees.py` and kept in `policy_knees.json`. A rate is a factor on what the trace recorded (on
+the generator's rate). KNOBS are the parameters that every policy may choose from: the first is what
+its source publishes.
 """
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 LLAMA, QWEN = "llama-3.1-8b/h100", "qwen3-32b/2xh100"
 MIXED = f"{QWEN},qwen3-32b/2xa100"
 SAMPLES = 5
 LOADS = (0.6, 1.0, 1.3)
+KNEES = Path(__file__).with_name("policy_knees.json")
 
 
 class Source(NamedTuple):
-    """A workload. windows: samples are windows of the trace, else seeds. knee: see above."""
+    """A workload. windows: samples are windows of the trace, else seeds. profile: of 8 and 16
+    replicas; other: of 4. copies: of each session, for 8 replicas; more and less for others (0:
+    the trace as it is): a trace of few sessions never loads a fleet.
+    """
 
     file: str
     windows: bool
     profile: str
-    knee: float
     other: str
-    other_knee: float
+    copies: int = 0
 
 
 SOURCES: dict[str, Source] = {
-    "conversation": Source("mooncake_conversation_0-40min.jsonl.gz", True, QWEN, 1.0, LLAMA, 2.2),
-    "synthetic": Source("mooncake_synthetic.jsonl.gz", True, QWEN, 1.0, LLAMA, 2.4),
-    "coding": Source("agentic_claude_code_sessions.jsonl.gz", True, LLAMA, 0.8, QWEN, 0.35),
-    "tau-bench": Source("taubench_airline_gpt4o.jsonl.gz", False, LLAMA, 30.0, QWEN, 10.0),
-    "mini-swe": Source("agent_miniswe.jsonl.gz", False, LLAMA, 20.0, QWEN, 8.0),
-    "azure": Source("azure_llm_2023_conv.csv.gz", True, LLAMA, 12.0, QWEN, 6.0),
-    "shared-prefix": Source("shared-prefix:rounds=2", False, QWEN, 1.2, LLAMA, 2.4),
+    "conversation": Source("mooncake_conversation_0-40min.jsonl.gz", True, QWEN, LLAMA),
+    "synthetic": Source("mooncake_synthetic.jsonl.gz", True, QWEN, LLAMA),
+    "coding": Source("agentic_claude_code_sessions.jsonl.gz", True, LLAMA, QWEN),
+    "tau-bench": Source("taubench_airline_gpt4o.jsonl.gz", False, LLAMA, QWEN, 7),
+    "mini-swe": Source("agent_miniswe.jsonl.gz", False, LLAMA, QWEN, 40),
+    "azure": Source("azure_llm_2023_conv.csv.gz", True, LLAMA, QWEN, 1),
+    "shared-prefix": Source("shared-prefix:rounds=2", False, QWEN, LLAMA),
 }
 
 # Rows of the table, and for those with parameters what they may be set to.
@@ -66,53 +73,100 @@ KNOBS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Rows of a policy at what its source publishes, whatever its parameters are set to.
+PUBLISHED = {"dynamo-published": "dynamo"}
+ROWS = (*POLICIES, *PUBLISHED)
+
+
 class Cell(NamedTuple):
-    """One condition; all policies meet its samples. world: further options of the lab."""
+    """One condition; all policies meet its samples. load: the rate over the fleet's knee. world:
+    further options of the lab. copies: of each session.
+    """
 
     name: str
     source: str
     profile: str
     replicas: int
+    load: float
     rate: float
     view: str
     reuse: bool
+    copies: int = 1
     world: tuple[tuple[str, Any], ...] = ()
 
 
-def cells() -> list[Cell]:
-    """All of them: three loads on three fleets for each workload, and one on a mixed fleet."""
-    found: list[Cell] = []
+class Fleet(NamedTuple):
+    """What has a knee: a workload on some replicas. note: what the world is called."""
+
+    source: str
+    profile: str
+    replicas: int
+    view: str
+    world: tuple[tuple[str, Any], ...] = ()
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """As a cell's name begins, and the key of KNEES."""
+        told = "mixed" if "," in self.profile else self.profile
+        tail = f", {self.note}" if self.note else ""
+        return f"{self.source}, {self.replicas} x {told}, {self.view}{tail}"
+
+    def cell(self, load: float, knee: float) -> Cell:
+        """The cell at this share of a knee."""
+        rate = float(f"{knee * load:.4g}")
+        copies = max(1, round(SOURCES[self.source].copies * self.replicas / 8))
+        name = f"{self.name}, {load:g} of the knee (rate {rate:g})"
+        what = (self.source, self.profile, self.replicas, load, rate, self.view)
+        return Cell(name, *what, self.source != "azure", copies, self.world)
+
+
+def fleets() -> list[Fleet]:
+    """Those that meet all LOADS: three for each workload."""
+    found: list[Fleet] = []
     for name, source in SOURCES.items():
-        fleets = (
-            (source.profile, 8, source.knee, "approximate"),
-            (source.other, 4, source.other_knee, "exact"),
-            (source.profile, 16, source.knee, "exact"),
-        )
-        for profile, replicas, knee, view in fleets:
-            for load in LOADS:
-                found.append(_cell(name, profile, replicas, knee * load, view))
-    found.append(_cell("conversation", MIXED, 8, 0.7, "approximate"))
-    found.append(_cell("synthetic", MIXED, 8, 0.7, "approximate"))
-    tier = (("tier_tokens", 1_000_000),)
-    for view in ("approximate", "exact"):
-        cell = _cell("coding", LLAMA, 8, 0.8, view)
-        told = (("tier_told", True),) if view == "approximate" else ()  # events tell the other
-        found.append(cell._replace(name=f"{cell.name}, offload tier", world=tier + told))
+        found.append(Fleet(name, source.profile, 8, "approximate"))
+        found.append(Fleet(name, source.other, 4, "exact"))
+        found.append(Fleet(name, source.profile, 16, "exact"))
     return found
+
+
+def special() -> list[Fleet]:
+    """Those that are met at their knee only: mixed ones, and an offload tier."""
+    tier = (("tier_tokens", 1_000_000),)
+    told = (*tier, ("tier_told", True))  # events tell the exact view of the tier
+    return [
+        *(Fleet(name, MIXED, 8, "approximate") for name in ("conversation", "synthetic")),
+        Fleet("coding", LLAMA, 8, "approximate", told, "offload tier"),
+        Fleet("coding", LLAMA, 8, "exact", tier, "offload tier"),
+    ]
+
+
+@lru_cache(maxsize=1)
+def knees() -> dict[str, float]:
+    """Rates by the names of fleets, as measured."""
+    return {name: each["knee"] for name, each in json.loads(KNEES.read_text())["fleets"].items()}
+
+
+def _at(fleet: Fleet, load: float) -> Cell:
+    return fleet.cell(load, knees()[fleet.name])
+
+
+def cells() -> list[Cell]:
+    """All of them."""
+    return [_at(fleet, load) for fleet in fleets() for load in LOADS] + [
+        _at(fleet, 1.0) for fleet in special()
+    ]
 
 
 def quick() -> list[Cell]:
     """Those of `QUICK=1`: each workload on its first fleet at its knee, approximate view."""
-    return [cell for cell in cells() if cell.replicas == 8 and not cell.world and _at_knee(cell)]
+    return [_at(fleet, 1.0) for fleet in fleets() if fleet.replicas == 8]
 
 
 def tuning() -> list[Cell]:
     """Those on which KNOBS are set: each workload on 4 replicas at its knee."""
-    return [
-        cell
-        for cell in cells()
-        if cell.replicas == 4 and cell.rate == SOURCES[cell.source].other_knee / 2
-    ]
+    return [_at(fleet, 1.0) for fleet in fleets() if fleet.replicas == 4]
 
 
 # The default without one of its terms (`ablation`).
@@ -159,24 +213,11 @@ def wrong_cells(wrong: Wrong) -> list[Cell]:
     """Workloads with reuse at 0.6 of their knee, where half a fleet can carry them."""
     found = []
     for name in WRONG_SOURCES:
-        source = SOURCES[name]
-        view = wrong.view or "approximate"
-        cell = _cell(name, source.profile, 8, source.knee * 0.6, view)
-        found.append(cell._replace(world=wrong.world))
+        cell = _at(Fleet(name, SOURCES[name].profile, 8, "approximate"), 0.6)
+        found.append(cell._replace(view=wrong.view or cell.view, world=wrong.world))
     return found
 
 
 def ablation() -> list[Cell]:
     """Those on which terms are left out: the quick ones, 4 replicas, and the mixed fleets."""
-    return quick() + tuning() + [cell for cell in cells() if "," in cell.profile]
-
-
-def _at_knee(cell: Cell) -> bool:
-    return cell.rate == SOURCES[cell.source].knee
-
-
-def _cell(name: str, profile: str, replicas: int, rate: float, view: str) -> Cell:
-    rate = round(rate * replicas / 8, 4)
-    told = "mixed" if "," in profile else profile
-    label = f"{name}, {replicas} x {told}, rate {rate:g}, {view}"
-    return Cell(label, name, profile, replicas, rate, view, name != "azure")
+    return quick() + tuning() + [_at(each, 1.0) for each in special() if "," in each.profile]

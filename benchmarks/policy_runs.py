@@ -37,7 +37,7 @@ CACHE = ROOT / ".cache" / "policies"
 MAX_PROMPT = 120_000
 WARM_UP = 0.25  # of a trace's time, before each window
 # What makes the workloads: a change voids all runs.
-LOADERS = ("traces.py", "replay_workloads.py", "workload.py", "chance.py")
+LOADERS = ("traces.py", "replay_workloads.py", "workload.py", "copies.py", "chance.py")
 # What a fingerprint may depend on: while none of it changes, the probes are not run again.
 CODE = ("scorers/*.py", "router/*.py", "router/sim/*.py", "src_ext/*.p*", "src_ext/*.h")
 
@@ -95,8 +95,8 @@ def _digest_of(paths: Iterable[Path]) -> str:
 
 
 @lru_cache(maxsize=4)
-def _whole(name: str, seed: int) -> Workload:
-    return workload(name, seed=seed)
+def _whole(name: str, seed: int, copies: int) -> Workload:
+    return workload(name, seed=seed, copies=copies)
 
 
 def sample_of(cell: Cell, sample: int, traces: str) -> tuple[Workload, float]:
@@ -108,8 +108,8 @@ def sample_of(cell: Cell, sample: int, traces: str) -> tuple[Workload, float]:
     source = SOURCES[cell.source]
     name = source.file if ":" in source.file else str(Path(traces) / source.file)
     if not source.windows:
-        return _whole(name, sample + 1), 0.0
-    whole = _whole(name, 1)
+        return _whole(name, sample + 1, cell.copies), 0.0
+    whole = _whole(name, 1, cell.copies)
     begin = WARM_UP + sample * (1.0 - WARM_UP) / SAMPLES
     made = window(whole, begin - WARM_UP, begin + (1.0 - WARM_UP) / SAMPLES)
     starts = [session.start_s for session in whole.sessions]

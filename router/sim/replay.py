@@ -83,11 +83,11 @@ def pool_for(policy: str, fleet: Sequence[Timing]) -> PoolConfig:
 
 
 def samples_of(
-    name: str, *, kind: str, seeds: Sequence[int], windows: int, sessions: int
+    name: str, *, kind: str, seeds: Sequence[int], windows: int, sessions: int, copies: int
 ) -> Iterator[Sample]:
     """Seeds x windows, made when asked for. TraceError when a window is empty."""
     for seed in seeds:
-        whole = workload(name, kind=kind, seed=seed, sessions=sessions)
+        whole = workload(name, kind=kind, seed=seed, sessions=sessions, copies=copies)
         for number in range(windows):
             part = window(whole, number / windows, (number + 1) / windows)
             if not part.sessions:
@@ -138,6 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=1, help="the first seed")
     add("--windows", type=int, default=1, metavar="W", help="cut the trace into W samples")
     add("--sessions", type=int, default=0, help="first sessions only (built-in: how many, 200)")
+    add("--copies", type=int, default=1, metavar="N", help="each session N times, N x as long")
     add("--think-cap", type=float, default=120.0, metavar="S", help="longest think time")
     add("--max-prompt", type=int, default=131_072, metavar="TOKENS")
     add("--view", default="approximate", choices=["exact", "approximate", "none"])
@@ -371,8 +372,8 @@ def run(args: argparse.Namespace) -> int:
             if status is not None:
                 return status
         seeds = range(args.seed, args.seed + args.seeds)
-        kept = {"kind": args.format, "windows": args.windows, "sessions": args.sessions}
-        samples = list(samples_of(args.trace, seeds=seeds, **kept))
+        kept = {each: getattr(args, each) for each in ("windows", "sessions", "copies")}
+        samples = list(samples_of(args.trace, kind=args.format, seeds=seeds, **kept))
         slo = Slo(args.slo_ttft, args.slo_tpot / 1000)
         with _progress(args) as tell:
             summaries = compare(samples, policies, options, slo, tell)

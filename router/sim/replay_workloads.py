@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from warmlane.router.sim.chance import Chance
+from warmlane.router.sim.copies import repeat
 from warmlane.router.sim.traces import Session, TraceError, Turn, Workload, load
 from warmlane.router.sim.workload import PROFILES, cut, generate
 
@@ -88,11 +89,18 @@ def parse_shared(text: str) -> SharedPrefix:
     return made
 
 
-def workload(name: str, *, kind: str = "auto", seed: int = 1, sessions: int = 0) -> Workload:
+def workload(
+    name: str, *, kind: str = "auto", seed: int = 1, sessions: int = 0, copies: int = 1
+) -> Workload:
     """A built-in workload by its name, else the trace in the file of that name. TraceError.
 
-    sessions: the first ones only; for the session profiles how many are drawn (0: 200).
+    sessions: the first ones only; for the session profiles how many are drawn (0: 200). copies:
+    all of that so many times, one after another (`copies.repeat`).
     """
+    return repeat(_workload(name, kind, seed, sessions), copies, seed)
+
+
+def _workload(name: str, kind: str, seed: int, sessions: int) -> Workload:
     head = name.partition(":")[0]
     if head == "shared-prefix" or head in SHARED:
         return cut(shared_prefix(parse_shared(name), seed, head), sessions=sessions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,74 @@ def test_cells_cover_what_was_promised(bench: Any) -> None:
     assert {cell.replicas for cell in found} == {4, 8, 16}
     assert {cell.view for cell in found} == {"exact", "approximate"}
     assert {cell.source for cell in bench.quick()} == sources
-    assert {*bench.POLICIES} <= {*POLICIES}
+    assert {*bench.POLICIES} <= {*POLICIES} and {*bench.PUBLISHED.values()} <= {*bench.POLICIES}
+    for load in (0.6, 1.0, 1.3):
+        at = [cell for cell in found if cell.load == load]
+        assert {cell.source for cell in at} == sources and {4, 8, 16} == {c.replicas for c in at}
+    assert {cell.load for cell in bench.quick() + bench.tuning() + bench.ablation()} == {1.0}
+    assert {cell.replicas for cell in bench.tuning()} == {4}
+    assert {cell.source for cell in bench.tuning()} == sources
+    assert all(cell in found for cell in bench.quick() + bench.tuning() + bench.ablation())
+    assert sum("," in cell.profile for cell in bench.ablation()) == 2
+    assert sum(bool(cell.world) for cell in found) == 2
+
+
+def test_every_fleet_of_the_cells_has_a_measured_knee(bench: Any) -> None:
+    """Of the committed file: the rule it tells, its bounds, and rates that grow with the fleet."""
+    knees = importlib.import_module("benchmarks.policy_knees")
+    of = importlib.import_module("benchmarks.policy_cells")
+    told = json.loads(of.KNEES.read_text())
+    every = {fleet.name: fleet for fleet in (*of.fleets(), *of.special())}
+    assert told["rule"] == knees.RULE and {*told["fleets"]} == {*every}
+    for name, row in told["fleets"].items():
+        (low, low_s), (high, high_s), bar = row["below"], row["above"], 2 * row["idle_ttft_s"]
+        assert row["idle_rate"] < low < row["knee"] < high <= 1.03 * low, name
+        assert low_s < bar + 1e-4 and high_s > bar - 1e-4, name
+    for source, what in bench.SOURCES.items():
+        eight = f"{source}, 8 x {what.profile}, approximate"
+        sixteen = f"{source}, 16 x {what.profile}, exact"
+        assert told["fleets"][eight]["knee"] < told["fleets"][sixteen]["knee"], source
+    for cell in bench.cells():
+        knee = told["fleets"][cell.name.partition(f", {cell.load:g} of the knee")[0]]["knee"]
+        assert cell.rate == pytest.approx(cell.load * knee, rel=1e-3)
+
+
+def test_a_knee_is_found_by_halving() -> None:
+    knees = importlib.import_module("benchmarks.policy_knees")
+
+    def queue(rate: float) -> float:
+        """Mean time in M/M/1 with 0.1 s of work: twice the idle one at 5 a second."""
+        return 0.1 / (1.0 - 0.1 * rate) if rate < 9.9 else rate
+
+    found = knees.find(queue, 0.25)
+    assert found.knee == pytest.approx(5.0, rel=0.03)
+    assert found.idle.ttft_s == pytest.approx(0.1, rel=0.03) and found.below.rate < found.above.rate
+    assert knees.find(queue, 40.0).knee == pytest.approx(5.0, rel=0.03), "from beyond the knee"
+    with pytest.raises(knees.NoKnee, match="idle"):
+        knees.find(lambda rate: 0.1, 1.0)
+    with pytest.raises(knees.NoKnee, match="still changes"):
+        knees.find(lambda rate: rate, 1.0)
+
+
+def test_the_knee_of_a_small_generator(tiny: Any, bench: Any) -> None:
+    """Runs of the lab: TTFT rises over loads, and twice the replicas carry about twice as much."""
+    knees = importlib.import_module("benchmarks.policy_knees")
+    few = bench.SOURCES["tiny"]._replace(file="shared-prefix:groups=8,prompts=15,output=50")
+    bench.SOURCES["tiny"] = few
+    cells = importlib.import_module("benchmarks.policy_cells")
+    found = {
+        count: knees.measure((cells.Fleet("tiny", cells.QWEN, count, "approximate"), ""))[1]
+        for count in (1, 2)
+    }
+    for each in found.values():
+        assert each.idle.ttft_s < each.below.ttft_s < 2 * each.idle.ttft_s <= each.above.ttft_s
+        assert each.above.rate < 1.031 * each.below.rate
+    assert 0.7 < log(found[2].knee / found[1].knee, 2) < 1.6
 
 
 def test_scores_and_bars(bench: Any) -> None:
     """Two cells: best in one; in the other 1.5 x the best, in every sample."""
-    slow = {name: [of(1.0, 1.04), of(2.0, 2.04)] for name in bench.POLICIES}
+    slow = {name: [of(1.0, 1.04), of(2.0, 2.04)] for name in bench.ROWS}
     table = {
         "a": slow | {"default": [of(0.5, 0.54), of(1.0, 1.04)]},
         "b": slow | {"default": [of(1.5, 1.54), of(3.0, 3.04)]},
@@ -64,9 +127,7 @@ def test_scores_and_bars(bench: Any) -> None:
 
 def test_goodput_that_is_missed_in_every_sample_is_lost(bench: Any) -> None:
     good, bad = [of(1.0, 1.04)] * 9, of(3.0, 3.04)
-    table = {
-        "a": {name: [*good] for name in bench.POLICIES} | {"default": [*good[:-3], *[bad] * 3]}
-    }
+    table = {"a": {name: [*good] for name in bench.ROWS} | {"default": [*good[:-3], *[bad] * 3]}}
     mine = bench.score(table, "default")
     assert mine["goodput_gap"]["lost"] == [], "a third, give or take a third"
     table["a"]["default"] = [*good[:-7], *[bad] * 7]
@@ -78,9 +139,14 @@ def test_goodput_that_is_missed_in_every_sample_is_lost(bench: Any) -> None:
 def test_the_default_against_one_policy_counts_cells_with_reuse(bench: Any) -> None:
     report = importlib.import_module("benchmarks.policy_report")
     reuse, none = (next(c.name for c in bench.cells() if c.reuse is r) for r in (True, False))
-    slow = {name: [of(2.0, 3.0)] for name in bench.POLICIES}
+    slow = {name: [of(2.0, 3.0)] for name in bench.ROWS}
     table = {reuse: slow | {"default": [of(1.0, 2.0)]}, none: slow}
     assert report.against(table, "dynamo") == pytest.approx(0.5)
+    table[reuse]["dynamo-published"] = [of(1.25, 3.0)]  # the bar is about this row
+    bars = {bar[0]: bar for bar in report.judge(table, report.score(table, "default"))}
+    assert bars["ttft_over_dynamo-published"][1:] == (pytest.approx(0.8), 0.65, False)
+    assert "ttft_over_dynamo" not in bars
+    assert report.beside(table) == {"ttft_over_dynamo": pytest.approx(0.5)}
 
 
 def test_the_page_holds_the_committed_result(bench: Any) -> None:
@@ -94,9 +160,10 @@ def tiny(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`policy_runs` with a cache of its own, and a small cell."""
     runs = importlib.import_module("benchmarks.policy_runs")
     monkeypatch.setattr(runs, "CACHE", tmp_path)
+    cell = bench.quick()[-1]._replace(name="tiny", source="tiny", replicas=2, rate=0.3)
     small = bench.SOURCES["shared-prefix"]._replace(file="shared-prefix:groups=2,system=64")
     monkeypatch.setitem(bench.SOURCES, "tiny", small)
-    return runs, bench.quick()[-1]._replace(name="tiny", source="tiny", replicas=2)
+    return runs, cell
 
 
 def test_a_finished_run_is_kept_under_the_fingerprint_of_its_policy(tiny: Any) -> None:
@@ -148,7 +215,7 @@ def test_wrong_beliefs_are_of_the_same_workloads(bench: Any) -> None:
     for wrong in bench.WRONGS:
         found = bench.wrong_cells(wrong)
         assert [cell.source for cell in found] == sources
-        assert all(cell.world == wrong.world for cell in found)
+        assert all(cell.world == wrong.world and cell.load == 0.6 for cell in found)
 
 
 def test_tables_of_left_out_terms_and_wrong_beliefs(bench: Any) -> None:
