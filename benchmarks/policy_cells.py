@@ -38,7 +38,7 @@ SOURCES: dict[str, Source] = {
     "conversation": Source("mooncake_conversation_0-40min.jsonl.gz", True, QWEN, LLAMA),
     "synthetic": Source("mooncake_synthetic.jsonl.gz", True, QWEN, LLAMA),
     "coding": Source("agentic_claude_code_sessions.jsonl.gz", True, LLAMA, QWEN),
-    "tau-bench": Source("taubench_airline_gpt4o.jsonl.gz", False, LLAMA, QWEN, 7),
+    "tau-bench": Source("taubench_airline_gpt4o.jsonl.gz", False, LLAMA, QWEN, 14),
     "mini-swe": Source("agent_miniswe.jsonl.gz", False, LLAMA, QWEN, 40),
     "azure": Source("azure_llm_2023_conv.csv.gz", True, LLAMA, QWEN, 1),
     "shared-prefix": Source("shared-prefix:rounds=2", False, QWEN, LLAMA),
