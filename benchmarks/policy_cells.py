@@ -174,6 +174,7 @@ WITHOUT: dict[str, str] = {
     "theta: price of backlog": "strength=0",
     "i: delay of those who run": "interference=0",
     "m: bound of that": "crowd=1e9",
+    "h: its rise in overload": "overload=0",
     "x: slower decoding": "decode=0",
     "g: copies": "copy=0",
     "b: wait for room": "scarcity=0",

@@ -8,8 +8,10 @@ price(r)   = F_r V_r f                      prefill in line there, f the work of
            + min(w (P_r - P_min), limit)    lately placed tokens: caches are filled evenly
            + d_r max(V_r + u - R_r, 0)      tokens that find no room in the KV cache, until it has
            + Z_r                            another zone than the router's
-n'_r       = min(n_r, m) + max(n - m, 0), n the mean of n_r: up to m a busy replica is dearer; what
-             the mean batch is beyond makes new tokens dear everywhere alike
+n'_r       = min(n_r, m') + max(n - m', 0), n the mean of n_r: up to m' a busy replica is dearer;
+             what the mean batch is beyond makes new tokens dear everywhere alike
+m'         = m + h max(min(w - 4, 4 (T - T0)), 0): overload, by w requests in line per replica, the
+             mean (V over uncached tokens of a request), and T seconds to the first token of late
 theta      = p lambda mean(V + d max(V - R, 0)) / (1 - rho)   arrivals until the backlog clears
 F_r        how much slower than the middle replica this one prefills, learned (pace.h); what is
            saved for others is in tokens of the middle one, else a slow replica looks dear when
@@ -36,7 +38,9 @@ cdef struct Rates:
     double pair, interference, decode, context, sequence, copy      # q, i, x, k, s, g
     double output                   # o, tokens
     double spread, spread_limit     # w, tokens
-    double crowd                    # m, requests
+    double crowd, overload          # m, requests; h, requests by one in line
+    double late                     # 4 (T - T0), requests; 0: not late
+    double uncached                 # tokens of a typical request
     double stay                     # b S / a, tokens of prefill
     double ahead                    # p lambda a / (1 - rho), 1 / tokens of mean backlog
     double work                     # f
@@ -68,6 +72,7 @@ cdef class Price:
     cdef Rates rates
     cdef double strength, seconds, rho_cap, window      # p, a, cap of rho, seconds
     cdef double scarcity, reserve                       # b, share kept for growth
+    cdef double late_s, took                            # T0, T, seconds
     cdef double arrived, worked, tokens, at, known
     cdef double mean_own, mean_uncached, mean_prompt
     cdef readonly double own_rate, own_work             # of this router: 1/s, tokens a second

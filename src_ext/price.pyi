@@ -14,6 +14,8 @@ class Price:
 
     pair: attention of one query-key pair. interference: weight of the delay that a prefill brings
     to requests that run there, at most `crowd` of them, and what the mean of all replicas has more.
+    overload: how fast that bound rises, in requests by a request in line (the mean of all
+    replicas beyond four), once first tokens take longer than late_s on the mean; 0: it stays.
     decode: weight of the slow-down by one more sequence; context and sequence: its cost a cached
     token and by itself. copy: weight of storing once more what another replica holds. strength: of
     the price of backlog. seconds_per_token: of prefill, for the load and for the wait for room
@@ -43,6 +45,8 @@ class Price:
         spread: float = 0.005,
         spread_limit: float = 4096.0,
         crowd: float = 12.0,
+        overload: float = 8.0,
+        late_s: float = 2.0,
         scarcity: float = 1.0,
         reserve: float = 0.1,
         learn: bool = True,

@@ -30,8 +30,12 @@ cdef tuple NAMES = (
 cdef double FACTOR_MOST = 4.0       # beyond, a replica is ill rather than slow
 cdef double FACTOR_LEAST = 0.65     # 1 / 1.54: closer ones may differ by their load alone
 cdef double USED_LEAST = 0.1        # share of a KV cache that is taken to come free in a mean stay
+cdef double LEAST_PROMPT = 16.0     # tokens: the mean of uncached ones is taken as no less
 cdef double STAY_MOST = 300.0       # seconds
 cdef double MEAN_STEP = 0.005  # exponential mean over about the last 200 decisions
+cdef double TOOK_STEP = 0.02   # and of times to the first token, over about 50
+cdef double QUEUE_FREE = 4.0   # requests in line per replica, the mean, that are no overload
+cdef double LATE_PER_S = 4.0   # requests in line that count, for each second beyond late_s
 
 
 cdef double own_work(const Rates* rates, double uncached, double cached) noexcept nogil:
@@ -50,24 +54,30 @@ cdef double fill_prices(
 ) noexcept nogil:
     cdef double most = 0.0, total = 0.0, own, ahead, decode, count = 0.0, greatest = 0.0
     cdef double least = INFINITY, filled, crowd, factor, best = INFINITY, busy = 0.0, beyond
+    cdef double line = 0.0, bound = rates.crowd
     cdef double[TERMS] part
     cdef Py_ssize_t at, term
     for at in range(size):
         if kept[at]:
             most = hits[at] if hits[at] > most else most
+            line += waiting[at]
             total += waiting[at] + short_of(rates, &sites[at], waiting[at])
             busy += running[at]
             count += 1.0
             least = placed[at] if placed[at] < least else least
     ahead = rates.ahead * rates.work * total / count if count else 0.0
     busy = busy / count if count else 0.0
-    beyond = busy - rates.crowd if busy > rates.crowd else 0.0
+    if rates.late > 0.0 and count:
+        line = line / count / rates.uncached - QUEUE_FREE
+        line = line if line < rates.late else rates.late
+        bound += rates.overload * line if line > 0.0 else 0.0
+    beyond = busy - bound if busy > bound else 0.0
     decode = rates.output * (rates.context * (prompt + rates.output / 2.0) + rates.sequence)
     for at in range(size):
         if not kept[at]:
             continue
         own = own_work(rates, prompt - hits[at], hits[at])
-        crowd = running[at] if running[at] < rates.crowd else rates.crowd
+        crowd = running[at] if running[at] < bound else bound
         filled = rates.spread * (placed[at] - least)
         factor = sites[at].factor
         part[0] = factor * waiting[at] * rates.work
@@ -105,10 +115,11 @@ cdef class Price:
         double context=1e-3, double sequence=0.2, double copy=1.0, double strength=2.0,
         double seconds_per_token=40e-6, double rho_cap=0.9, double window_s=60.0,
         double output=256.0, double spread=0.005, double spread_limit=4096.0,
-        double crowd=12.0, double scarcity=1.0, double reserve=0.1, bint learn=True,
+        double crowd=12.0, double overload=8.0, double late_s=2.0, double scarcity=1.0,
+        double reserve=0.1, bint learn=True,
     ):
         given = (pair, interference, decode, context, sequence, copy, strength, output,
-                 spread, spread_limit, crowd, scarcity)
+                 spread, spread_limit, crowd, overload, late_s, scarcity)
         if not all(isfinite(each) and each >= 0.0 for each in given):
             raise ValueError("the price's constants must be finite and not negative")
         if not (0.0 < seconds_per_token < 1.0 and 0.0 <= rho_cap < 1.0 and window_s > 0.0):
@@ -121,7 +132,9 @@ cdef class Price:
         self.rates.decode, self.rates.context = decode, context
         self.rates.sequence, self.rates.copy = sequence, copy
         self.rates.output = output
-        self.rates.crowd = crowd
+        self.rates.crowd, self.rates.overload = crowd, overload
+        self.rates.late, self.rates.uncached = 0.0, LEAST_PROMPT
+        self.late_s, self.took = late_s, 0.0
         self.rates.spread, self.rates.spread_limit = spread, spread_limit
         self.rates.ahead, self.rates.work, self.rates.tie = 0.0, 1.0, 0.0
         self.strength, self.seconds = strength, seconds_per_token
@@ -163,7 +176,12 @@ cdef class Price:
         self.sites[slot].room, self.sites[slot].used = INFINITY, 1.0
 
     cdef int learn(self, Py_ssize_t slot, double tokens, double seconds) except -1:
-        if not self.learns or slot < 0 or not isfinite(tokens) or not isfinite(seconds):
+        if slot < 0 or not isfinite(tokens) or not isfinite(seconds):
+            return 0
+        if seconds >= 0.0:
+            self.took += TOOK_STEP * (seconds - self.took)
+            self.rates.late = LATE_PER_S * max(self.took - self.late_s, 0.0)
+        if not self.learns:
             return 0
         self.cover(slot + 1)
         if tokens >= 0.0 and seconds >= 0.0:
@@ -223,6 +241,7 @@ cdef class Price:
         self.mean_own += MEAN_STEP * (own - self.mean_own)
         self.mean_uncached += MEAN_STEP * (prompt - hit - self.mean_uncached)
         self.mean_prompt += MEAN_STEP * (prompt - self.mean_prompt)
+        self.rates.uncached = max(self.mean_uncached, LEAST_PROMPT)
 
     def placed(self, double prompt, double hit):
         self.note(prompt, hit)

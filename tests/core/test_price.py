@@ -47,6 +47,7 @@ def asked(price: Price, prompt: float, rows: list[Row]) -> list[float]:
     others=st.tuples(st.floats(0, 100), st.floats(0, 1e5)),
     far=st.lists(st.tuples(st.integers(0, 11), st.floats(0, 1e4)), max_size=4),
     caches=st.lists(st.tuples(st.integers(0, 11), st.floats(0, 1e6), st.floats(0, 1)), max_size=12),
+    firsts=st.lists(st.floats(0, 100), max_size=60),
 )
 def test_equal_to_the_twin(
     rows: list[Row],
@@ -56,6 +57,7 @@ def test_equal_to_the_twin(
     others: tuple[float, float],
     far: list[tuple[int, float]],
     caches: list[tuple[int, float, float]],
+    firsts: list[float],
 ) -> None:
     price, twin, now = Price(), TwinPrice(), 0.0
     for each in (price, twin):
@@ -70,6 +72,9 @@ def test_equal_to_the_twin(
         for each in (price, twin):
             each.placed(length, length * share)
             each.tick(now, 4, 100.0, 50.0)
+    for seconds in firsts:  # of one replica: none to compare its pace with
+        price.heard(0, 1000.0, seconds)
+        twin.heard(seconds)
     assert price.ahead == pytest.approx(twin.ahead, rel=1e-9)
     assert price.work == pytest.approx(twin.work, rel=1e-9)
     assert price.reuse == pytest.approx(twin.reuse, abs=1e-9)
@@ -175,6 +180,31 @@ def test_with_the_mean_batch_grows_what_a_miss_costs_and_not_what_a_lead_costs()
     assert lead == (0.0, 0.0)
     idle, busy = asked(Price(decode=0.0), 10_000, [(0.0, 0, 0, 1, 0), (0.0, 0, 12, 1, 0)])
     assert idle < busy  # up to so many it does count who runs where
+
+
+def late(seconds: float, **constants: float) -> Price:
+    """Prompts of 1,000 new tokens, the first token of each so late."""
+    price = Price(decode=0.0, **constants)
+    for _ in range(1000):
+        price.placed(1_000, 0)
+        price.heard(0, 1_000.0, seconds)
+    return price
+
+
+def test_in_overload_large_prompts_go_where_fewer_wait() -> None:
+    # 40 large ones in line there, 100 small ones here; a small one goes where the line is shorter.
+    rows: list[Row] = [(0.0, 120_000, 40, 1, 0), (0.0, 100_000, 100, 1, 0)]
+
+    def home(price: Price, prompt: float) -> int:
+        prices = asked(price, prompt, rows)
+        return prices.index(min(prices))
+
+    assert home(late(20.0), 50_000) == 0
+    assert home(late(20.0), 100) == 1
+    for calm in (late(1.5), late(20.0, overload=0.0), late(20.0, late_s=30.0)):
+        assert home(calm, 50_000) == home(calm, 100) == 1
+    few = asked(late(20.0), 50_000, [(0.0, 4_000, 40, 1, 0), (0.0, 0, 100, 1, 0)])
+    assert few[0] > few[1], "late for another reason: the line is short"
 
 
 def test_bad_input() -> None:

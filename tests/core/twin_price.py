@@ -24,6 +24,8 @@ class TwinPrice:
             "spread": 0.005,
             "spread_limit": 4096.0,
             "crowd": 12.0,
+            "overload": 8.0,
+            "late_s": 2.0,
             "scarcity": 1.0,
             "reserve": 0.1,
         } | given
@@ -37,6 +39,11 @@ class TwinPrice:
         self.mean_own = self.mean_uncached = self.mean_prompt = 0.0
         self.tie = self.other_rate = self.other_work = 0.0
         self.at: float | None = None
+        self.took = 0.0
+
+    def heard(self, seconds: float) -> None:
+        """Of times to the first token the twin knows the mean alone; TwinPace has the rest."""
+        self.took += 0.02 * (seconds - self.took)
 
     def own(self, uncached: float, cached: float) -> float:
         return uncached + self.c["pair"] * uncached * (cached + uncached / 2)
@@ -57,7 +64,10 @@ class TwinPrice:
         most = max(0.0, *(hits[slot] for slot in kept))
         lines = [waiting[slot] + self.short(slot, waiting[slot]) for slot in kept]
         theta = self.ahead * self.work * sum(lines) / len(kept)
-        mean, crowd = sum(running[slot] for slot in kept) / len(kept), self.c["crowd"]
+        mean = sum(running[slot] for slot in kept) / len(kept)
+        in_line = sum(waiting[slot] for slot in kept) / len(kept) / max(16.0, self.mean_uncached)
+        late = min(in_line - 4, 4 * (self.took - self.c["late_s"]))
+        crowd = self.c["crowd"] + self.c["overload"] * max(0.0, late)
         out: list[float | None] = [None] * len(mask)
         for slot in kept:
             own = self.own(prompt - hits[slot], hits[slot])
