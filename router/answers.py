@@ -98,4 +98,5 @@ class Answer:
             cached_tokens=scan.cached_tokens,
             output_tokens=scan.output_tokens,
             text=scan.text,
+            events=scan.documents,
         )

@@ -31,7 +31,7 @@ from warmlane.router.interfaces import Filter, Picker
 from warmlane.router.pickers import Best
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.registry import Parts
-from warmlane.router.types import Kind, ReplicaState, Request, Rest
+from warmlane.router.types import Kind, Outcome, ReplicaState, Request, Rest
 from warmlane.scorers import DEFAULT_MIX, WEIGHTED_MIX
 from warmlane.scorers.price import PriceScorer
 from warmlane.scorers.spread import Spread
@@ -138,6 +138,13 @@ class Decider:
         """A decision that was not `quick` is booked."""
         if self.price is not None:
             self.price.placed(prompt_tokens, hit_tokens)
+
+    def streamed(self, ticket: int, slot: int, outcome: Outcome, now: float) -> None:
+        """A stream ends whose ticket is still open: what it says of decoding there."""
+        seen = self.pool.ledger.decoded(ticket, now)
+        if self.price is not None and seen is not None and outcome.status == "ok":
+            output = outcome.output_tokens
+            self.price.streamed(slot, outcome.events if output is None else output, *seen)
 
     def tick(self, now: float, output_tokens: float) -> None:
         """What the price learns from the pool, now and then. output_tokens: of a mean answer."""

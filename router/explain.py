@@ -18,7 +18,7 @@ from warmlane.router.errors import NoReplica
 from warmlane.router.lane import Prepared
 from warmlane.router.pool import Pool
 from warmlane.router.registry import Weighted
-from warmlane.scorers.price import PriceScorer
+from warmlane.scorers.price import PriceScorer, learned
 
 
 class ScoreLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +38,7 @@ class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
     requests, decode_tokens: of this router. foreign_*: of others, as peers tell or scrapes show;
     prefill_tokens holds both.
     price: what the price is the sum of, in tokens of prefill by term (docs/policies.md).
+    learned: what the price believes of its speed (`scorers.price.learned`), {} until it does.
     doubt: why its predicted hits lastingly do not come true (`watchdog`), "" while they do.
     """
 
@@ -53,6 +54,7 @@ class ReplicaLine(msgspec.Struct, frozen=True, kw_only=True):
     trust: float = 1.0
     scores: list[ScoreLine] = []
     price: dict[str, float] = {}
+    learned: dict[str, float] = {}
     total: float | None = None
     order: int | None = None
     requests: int = 0
@@ -122,6 +124,7 @@ def explain(prepared: Prepared, now: float, rand: int) -> Explanation:
             trust=lane.view.belief(slot, prepared.request),
             scores=lines.get(slot, []),
             price=terms[slot] if terms and slot not in removed_by else {},
+            learned=learned(decider.price, slot),
             total=decider.totals[slot] if scored and slot not in removed_by else None,
             order=order.index(slot) if slot in order else None,
             prefill_tokens=candidates.prefill_tokens[slot],

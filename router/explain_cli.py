@@ -111,7 +111,8 @@ def show(explanation: Mapping[str, Any], console: Console) -> None:
                 for line in row["scores"]
             )
             + _adapter(row)
-            + _price(row),
+            + _price(row)
+            + _learned(row),
         )
     console.print(table)
     for row in e["replicas"]:
@@ -180,6 +181,14 @@ def _price(row: Mapping[str, Any]) -> str:
     """The terms of its price, in tokens."""
     terms = row.get("price", {}).items()
     return ": " + " + ".join(f"{name} {value:.0f}" for name, value in terms) if terms else ""
+
+
+def _learned(row: Mapping[str, Any]) -> str:
+    """Where it is slower or faster than the middle replica."""
+    known = row.get("learned", {})
+    parts = ((word, known.get(f"{word}_factor", 1.0)) for word in ("prefill", "decode"))
+    told = [f"{word} x {1 / factor:.2g} as fast" for word, factor in parts if factor != 1.0]
+    return " (" + ", ".join(told) + ")" if told else ""
 
 
 def _requests(row: Mapping[str, Any]) -> str:

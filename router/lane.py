@@ -312,6 +312,8 @@ class Lane(Desk):
         """The end of it, also on error and cancel. False when it was closed before."""
         number = ticket & _TICKET_MASK
         opened = self._open.pop(number, None)
+        if opened is not None and opened.request.stream:
+            self.decider.streamed(number, opened.slot, outcome, now)
         slot, seconds = self._ledger.close(number, now)
         if opened is None or slot < 0:
             return False

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from warmlane.router.metrics import FAMILIES, HISTOGRAMS, HIT_FAMILIES, Family, Metrics
 from warmlane.router.pool import Pool, Replica
 from warmlane.router.types import LoadSnapshot, ReplicaState
+from warmlane.scorers.price import learned
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -64,6 +65,16 @@ def _foretold(at: int) -> Callable[..., float | None]:
     return read
 
 
+def _learned(name: str) -> Callable[..., float | None]:
+    """Absent until it is believed, and where the policy has no price."""
+
+    def read(pool: Pool, replica: Replica, now: float) -> float | None:
+        del now
+        return learned(pool.price, replica.slot).get(name)
+
+    return read
+
+
 # Families with one series a replica; None leaves the series out.
 _PER_REPLICA: Final[dict[str, Callable[[Pool, Replica, float], float | None]]] = {
     "warmlane_replica_ready": lambda _, replica, __: replica.state is ReplicaState.READY,
@@ -88,6 +99,10 @@ _PER_REPLICA: Final[dict[str, Callable[[Pool, Replica, float], float | None]]] =
     "warmlane_checked_predicted_ttft_seconds_total": _foretold(1),
     "warmlane_checked_ttft_seconds_total": _foretold(2),
     "warmlane_ttft_error_seconds_total": _foretold(3),
+    "warmlane_replica_prefill_token_seconds": _learned("prefill_s"),
+    "warmlane_replica_prefill_factor": _learned("prefill_factor"),
+    "warmlane_replica_decode_token_seconds": _learned("decode_s"),
+    "warmlane_replica_decode_factor": _learned("decode_factor"),
     "warmlane_replica_working_set_ratio": lambda pool, replica, _: _working_set(pool, replica),
     "warmlane_replica_waiting_requests": _load(lambda load: load.waiting),
     "warmlane_replica_running_requests": _load(lambda load: load.running),

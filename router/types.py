@@ -178,6 +178,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     status: "ok" | "error" | "cancelled" | "aborted" (engine said abort).
     prompt_tokens / cached_tokens / output_tokens: from the answer's usage, None if not told.
     text: generated text as the next turn will send it (UTF-8), b"" if unknown or not captured.
+    events: of a stream, about one a token.
     """
 
     status: str = "ok"
@@ -185,6 +186,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     cached_tokens: int | None = None
     output_tokens: int | None = None
     text: bytes = b""
+    events: int = 0
 
 
 JsonObject = dict[str, Any]

@@ -17,8 +17,24 @@ from warmlane._core.price import Price
 from warmlane.router.interfaces import Candidates
 from warmlane.router.types import Request
 
-SECONDS_PER_TOKEN: Final = 40e-6  # of prefill, the default of `Price`
 ZONE_TOKENS: Final = 4000.0  # 160 ms of prefill; docs/policies.md says what less and more bring
+
+
+BELIEVED: Final = 30  # samples, as in src_ext/pace.h and tempo.h
+
+
+def learned(price: Price | None, slot: int) -> dict[str, float]:
+    """What is believed of a replica: prefill_s, prefill_factor, decode_s, decode_factor.
+
+    Seconds a token of prefill and of an answer alone there, factors over the middle replica; those
+    of a half are absent until enough was heard.
+    """
+    if price is None:
+        return {}
+    factor, _, seconds, count = price.pace(slot)
+    found = {"prefill_s": seconds, "prefill_factor": factor} if count >= BELIEVED else {}
+    factor, seconds, _, _, count = price.tempo(slot)
+    return found | ({"decode_s": seconds, "decode_factor": factor} if count >= BELIEVED else {})
 
 
 class PriceScorer:
@@ -34,7 +50,6 @@ class PriceScorer:
             raise ValueError("zone must be finite and not negative")
         self.zone = float(zone)
         self.price = Price(learn=bool(learn), **constants)
-        self._per_s = 1.0 / constants.get("seconds_per_token", SECONDS_PER_TOKEN)
 
     def terms(self, candidates: Candidates) -> list[dict[str, float]]:
         """Tokens that each part of the price of each slot is, for `explain`."""
@@ -49,7 +64,7 @@ class PriceScorer:
         )
         if candidates.adapter_s is not None:
             for each, seconds in zip(found, candidates.adapter_s, strict=True):
-                each["adapter"] = seconds * self._per_s
+                each["adapter"] = seconds / self.price.seconds
         return found
 
     def score(self, request: Request, candidates: Candidates) -> array[float]:
@@ -65,7 +80,7 @@ class PriceScorer:
         )
         adapter_s = candidates.adapter_s
         if adapter_s is not None:
-            cost.blend(out, 1.0, adapter_s, self._per_s, out)
+            cost.blend(out, 1.0, adapter_s, 1.0 / self.price.seconds, out)
             greatest = cost.greatest(out, candidates.mask)
         cost.saturate(out, greatest, out)
         return out

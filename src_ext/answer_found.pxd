@@ -62,6 +62,10 @@ cdef struct Answer:
     bint text_full
 
 
+# Tokens of the answer: by its usage, else a document of the stream for each; it can be no stream.
+cdef inline double tokens_of(const Answer *a) noexcept nogil:
+    return <double>(a.output_count if a.output_count >= 0 else a.documents)
+
 # Give back text from `size` on, to where a choice, a part or a document began.
 cdef void cut_text(Answer *a, size_t size, bint full) noexcept nogil
 

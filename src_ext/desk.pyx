@@ -12,6 +12,7 @@ from libc.string cimport memcpy, memset
 
 from array import array as new_array
 
+from warmlane._core.answer_found cimport tokens_of
 from warmlane._core.hashing cimport wl_block_key
 from warmlane._core.json_text cimport wl_chain
 from warmlane._core.plain cimport most_keys, plain_keys
@@ -301,7 +302,11 @@ cdef class Desk:
         return 0
 
     cdef int settle(self, Lead lead, Pick *pick, const Answer *answer, double now) except -1:
-        cdef int slot = self.fail(lead, pick, now)
+        cdef int slot
+        if answer != NULL and self.mix is not None and self.mix.price is not None:
+            slot = pick.slots[0]
+            self.mix.price.learn_end(self.ledger, pick.ticket, slot, tokens_of(answer), now)
+        slot = self.fail(lead, pick, now)
         if slot >= 0:
             self.learn(lead, pick, answer, slot, now)
         if pick.key_room > KEPT_KEYS:

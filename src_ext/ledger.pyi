@@ -13,7 +13,7 @@ class LedgerFull(BufferError):
 class Ledger:
     """In-flight work per replica slot, given back through tickets.
 
-    slots: 1..65536. max_tickets: 1..2**20-1, 64 bytes each, touched only when used.
+    slots: 1..65536. max_tickets: 1..2**20-1, 80 bytes each, touched only when used.
     columns: (requests, prefill_tokens, decode_tokens, running) as writable flat buffers of 'i',
         'd', 'd', 'i' items, at least `slots` long: for memory shared between processes. Default:
         fresh arrays. They are changed by atomic adds and stay exported (not resizable).
@@ -48,6 +48,13 @@ class Ledger:
         """(prefill tokens in line at its slot when it was opened, its own too; seconds since).
 
         (-1, -1) once the first token came, after `moved`, and for a closed ticket; counts nothing.
+        """
+    def decoded(self, ticket: int, now: float) -> tuple[float, float, float, float] | None:
+        """What went on at its replica since its first token; counts nothing.
+
+        (seconds, requests that decoded there, their KV tokens, tokens that were prefilled there
+        meanwhile); the two in the middle are means of both ends, the request itself among them.
+        None: it is before its first token, was moved, or is closed.
         """
     def first_token(self, ticket: int, now: float) -> float:
         """Prefill is done: gives prefill back, counts as running. Seconds since open, -1: stale."""

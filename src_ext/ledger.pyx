@@ -101,7 +101,8 @@ cdef class Ledger:
         self.table_size = <uint32_t>max_tickets + 1
         self.used = 1
         self.tickets = <Ticket*>wl_calloc(self.table_size, sizeof(Ticket))
-        if self.tickets == NULL:
+        self.prefilled = <double*>wl_calloc(slots, sizeof(double))
+        if self.tickets == NULL or self.prefilled == NULL:
             raise MemoryError
 
     def __dealloc__(self):
@@ -109,6 +110,7 @@ cdef class Ledger:
         for at in range(self.views_held):
             PyBuffer_Release(&self.views[at])
         wl_free(self.tickets)
+        wl_free(self.prefilled)
 
     # ---- core: trusts its callers -----------------------------------------------------
 
@@ -204,8 +206,32 @@ cdef class Ledger:
         entry.decoding = 1
         wl_add_int(&self.running_count[entry.slot], 1)
         wl_add_double(&self.prefill_sum[entry.slot], -entry.prefill)
+        self.prefilled[entry.slot] += entry.prefill
         entry.prefill = 0
+        entry.began = now
+        entry.prefilled = self.prefilled[entry.slot]
+        entry.beside = self.running_count[entry.slot]
+        if entry.line >= 0.0:
+            entry.line = self.context_at(entry.slot)
         return max(0.0, now - entry.opened)
+
+    cdef double context_at(self, Py_ssize_t slot) noexcept nogil:
+        # Of all that is charged there, the share of those who decode.
+        cdef int32_t requests = self.request_count[slot]
+        return self.decode_sum[slot] * self.running_count[slot] / requests if requests > 0 else 0.0
+
+    cdef bint decoding_of(self, int64_t number, double now, Decoding* found) noexcept:
+        cdef Ticket* entry
+        if self.slot_now(number) < 0:
+            return False
+        entry = &self.tickets[number & INDEX_MASK]
+        if not entry.decoding or entry.line < 0.0:
+            return False
+        found.seconds = max(0.0, now - entry.began)
+        found.running = (entry.beside + self.running_count[entry.slot]) / 2.0
+        found.context = (entry.line + self.context_at(entry.slot)) / 2.0
+        found.prefilled = self.prefilled[entry.slot] - entry.prefilled
+        return True
 
     cdef void advance(self, int64_t number, double output) noexcept:
         cdef Ticket* entry = self.live(number)
@@ -275,6 +301,12 @@ cdef class Ledger:
         cdef double tokens = self.line_of(ticket, now, &seconds)
         return (tokens, seconds)
 
+    def decoded(self, int64_t ticket, double now):
+        cdef Decoding found
+        if not self.decoding_of(ticket, now, &found):
+            return None
+        return (found.seconds, found.running, found.context, found.prefilled)
+
     def first_token(self, int64_t ticket, double now):
         return self.begin_decoding(ticket, now)
 
@@ -330,7 +362,7 @@ cdef class Ledger:
 
     @property
     def bytes_used(self):
-        return self.table_size * sizeof(Ticket) + self.slots * 24
+        return self.table_size * sizeof(Ticket) + self.slots * 32
 
     def check_invariants(self):
         """Adds up the open tickets; only valid while no other process uses the columns."""

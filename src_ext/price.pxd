@@ -4,6 +4,7 @@ own(u, c)  = u + q u (c + u / 2)            work of u new tokens behind c cached
 price(r)   = F_r V_r f                      prefill in line there, f the work of a token of it
            + own (F_r + theta + F_r i n'_r)  mine, delays later, those that run there
            + x n_r o (k (L + o / 2) + s)    what my o tokens of decoding cost them
+           + y o T_r                        what they take longer than where decoding is quickest
            + g own(c_max - c, c)            a copy of what another replica holds pushes others out
            + min(w (P_r - P_min), limit)    lately placed tokens: caches are filled evenly
            + d_r max(V_r + u - R_r, 0)      tokens that find no room in the KV cache, until it has
@@ -16,11 +17,17 @@ theta      = p lambda mean(V + d max(V - R, 0)) / (1 - rho)   arrivals until the
 F_r        how much slower than the middle replica this one prefills, learned (pace.h); what is
            saved for others is in tokens of the middle one, else a slow replica looks dear when
            everybody is busy and a fast one cheap whatever its line
+T_r        (D'_r - D'_min) times the middle of the seconds from token to token of a lone answer
+           (learned, tempo.h) over a. D_r: how much slower than the middle one r decodes; D'_r: what
+           F_r does not say anyway, that of the slowest as the KV cache of r fills up
+a          seconds a token of prefill at the middle replica, learned (pace.h)
 R_r        KV tokens that are free there less a share of all for the growth of those who run
 d_r        b S / (a K_r): K_r tokens in use come free in S seconds, the mean stay of a request
 """
 
 from libc.stdint cimport int64_t, uint8_t
+
+from warmlane._core.ledger cimport Decoding, Ledger
 
 
 cdef extern from "pace.h":
@@ -32,6 +39,18 @@ cdef extern from "pace.h":
         double foretold
         double took
         double missed
+
+cdef extern from "tempo.h":
+    ctypedef struct Tempo:
+        double base
+        double load
+        double stall
+        double batch
+        double usage
+        double pace
+        double factor
+        double slower
+        double count
 
 
 cdef struct Rates:
@@ -49,6 +68,7 @@ cdef struct Rates:
 
 cdef struct Site:                   # of one replica
     double factor                   # F
+    double slower                   # tokens of prefill a token of the answer, beyond the quickest
     double away                     # Z, tokens
     double room                     # R, tokens; infinity: not known
     double used                     # K, tokens
@@ -70,7 +90,10 @@ cdef double fill_prices(
 
 cdef class Price:
     cdef Rates rates
-    cdef double strength, seconds, rho_cap, window      # p, a, cap of rho, seconds
+    cdef double strength, rho_cap, window               # p, cap of rho, seconds
+    cdef readonly double seconds                        # a
+    cdef double given                                   # a, as configured
+    cdef double quickness                               # y
     cdef double scarcity, reserve                       # b, share kept for growth
     cdef double late_s, took                            # T0, T, seconds
     cdef double arrived, worked, tokens, at, known
@@ -80,13 +103,22 @@ cdef class Price:
 
     cdef bint learns
     cdef Pace* paces                                    # by slot
+    cdef Tempo* tempos                                  # by slot
     cdef Site* sites                                    # by slot
     cdef Py_ssize_t slots
 
     cdef void note(self, double prompt, double hit) noexcept nogil
     cdef void compare(self) noexcept nogil              # factors from paces
+    cdef void follow(self) noexcept nogil               # a from paces
+    cdef void contrast(self) noexcept nogil             # who decodes slower, from tempos
     cdef void blank(self, Py_ssize_t slot) noexcept nogil    # nothing is known of it
     cdef object told(self, double prompt, hits, waiting, running, placed, mask, out, parts)
     cdef int cover(self, Py_ssize_t slots) except -1    # room for so many slots
     # A first token came `seconds` after the decision, with so many tokens in line at that time.
     cdef int learn(self, Py_ssize_t slot, double tokens, double seconds) except -1
+    # An answer of so many tokens was seen to stream to its end.
+    cdef int learn_tempo(self, Py_ssize_t slot, double output, const Decoding* seen) except -1
+    # The same of a ticket that is still open.
+    cdef int learn_end(
+        self, Ledger ledger, int64_t ticket, Py_ssize_t slot, double output, double now
+    ) except -1

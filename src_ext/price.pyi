@@ -19,12 +19,15 @@ class Price:
     decode: weight of the slow-down by one more sequence; context and sequence: its cost a cached
     token and by itself. copy: weight of storing once more what another replica holds. strength: of
     the price of backlog. seconds_per_token: of prefill, for the load and for the wait for room
-    alone. rho_cap: greatest utilisation believed. window_s: memory of the arrival rate. output:
-    expected tokens of an answer until `tick` says better. spread: weight of a token that was placed
-    there of late beyond the least filled, up to spread_limit in all. scarcity: weight of the wait
-    for room in a full KV cache; reserve: share of the cache that is left for the growth of those
-    who run. learn: whether replicas may turn out to be of unequal pace (`heard`); what is within
-    half of the middle one counts as equal, what is slower or faster is believed up to 4 times.
+    alone, until it is learned (1 us to 10 ms). rho_cap: greatest utilisation believed. window_s:
+    memory of the arrival rate. output: expected tokens of an answer until `tick` says better.
+    spread: weight of a token that was placed there of late beyond the least filled, up to
+    spread_limit in all. scarcity: weight of the wait for room in a full KV cache; reserve: share of
+    the cache that is left for the growth of those who run. tempo: weight of the seconds that an
+    answer takes longer there than where decoding is quickest, less what the pace of prefill says
+    anyway; closer than 1.3 counts as equal, and a KV cache that fills up takes the advantage away.
+    learn: whether replicas may turn out to be of unequal pace (`heard`); what is within half of the
+    middle one counts as equal, what is slower or faster is believed up to 4 times.
     Raises ValueError for what is negative, infinite or out of range.
     """
 
@@ -37,7 +40,7 @@ class Price:
         context: float = 1e-3,
         sequence: float = 0.2,
         copy: float = 1.0,
-        strength: float = 2.0,
+        strength: float = 3.0,
         seconds_per_token: float = 40e-6,
         rho_cap: float = 0.9,
         window_s: float = 60.0,
@@ -49,6 +52,7 @@ class Price:
         late_s: float = 2.0,
         scarcity: float = 1.0,
         reserve: float = 0.1,
+        tempo: float = 0.15,
         learn: bool = True,
     ) -> None: ...
     def prices(
@@ -123,11 +127,33 @@ class Price:
         negative values are ignored.
         """
 
+    def streamed(
+        self,
+        slot: int,
+        output: float,
+        seconds: float,
+        running: float,
+        context: float,
+        prefilled: float,
+    ) -> None:
+        """An answer of so many tokens streamed to its end, `seconds` after its first token.
+
+        The rest as `Ledger.decoded` tells. Only what was observed and not sent again; answers of
+        fewer than 8 tokens are ignored, and values that are negative or not finite.
+        """
+
     def forget(self, slot: int) -> None:
         """Another replica has the slot."""
 
     def pace(self, slot: int) -> tuple[float, float, float, int]:
         """(factor of its prices, seconds before any token, seconds a token, samples)."""
+
+    def tempo(self, slot: int) -> tuple[float, float, float, float, int]:
+        """(factor of decoding there, seconds a token of an answer before any load, more a unit of
+        the batch, more a token that is prefilled there meanwhile, samples)."""
+
+    seconds: float
+    """Of a token of prefill at the middle replica: learned, as configured until then."""
 
     def foretold(self, slot: int) -> tuple[int, float, float, float]:
         """How predicted times to the first token came true since the pace is believed.

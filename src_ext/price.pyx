@@ -20,6 +20,13 @@ cdef extern from "pace.h":
     void pace_learn(Pace* pace, double thousands, double seconds) nogil
     double pace_middle(const Pace* paces, int64_t size) nogil
 
+cdef extern from "tempo.h":
+    double TEMPO_OUTPUT
+    void tempo_reset(Tempo* tempo, double seconds_per_token) nogil
+    void tempo_learn(Tempo* t, double steps, double seconds, double batch, double filled) nogil
+    void tempo_contrast(Tempo* all, int64_t size) nogil
+    double seconds_toward(double known, double heard) nogil
+
 cdef enum:
     MAX_SLOTS = 1 << 16
 
@@ -84,7 +91,7 @@ cdef double fill_prices(
         part[1] = factor * own
         part[2] = ahead * own
         part[3] = factor * rates.interference * (crowd + beyond) * own
-        part[4] = rates.decode * running[at] * decode
+        part[4] = rates.decode * running[at] * decode + sites[at].slower * rates.output
         part[5] = rates.copy * own_work(rates, most - hits[at], hits[at])
         part[6] = filled if filled < rates.spread_limit else rates.spread_limit
         part[7] = short_of(rates, &sites[at], waiting[at] + prompt - hits[at])
@@ -112,14 +119,14 @@ cdef double fill_prices(
 cdef class Price:
     def __init__(
         self, *, double pair=3.5e-5, double interference=0.3, double decode=0.3,
-        double context=1e-3, double sequence=0.2, double copy=1.0, double strength=2.0,
+        double context=1e-3, double sequence=0.2, double copy=1.0, double strength=3.0,
         double seconds_per_token=40e-6, double rho_cap=0.9, double window_s=60.0,
         double output=256.0, double spread=0.005, double spread_limit=4096.0,
         double crowd=12.0, double overload=8.0, double late_s=2.0, double scarcity=1.0,
-        double reserve=0.1, bint learn=True,
+        double reserve=0.1, double tempo=0.15, bint learn=True,
     ):
         given = (pair, interference, decode, context, sequence, copy, strength, output,
-                 spread, spread_limit, crowd, overload, late_s, scarcity)
+                 spread, spread_limit, crowd, overload, late_s, scarcity, tempo)
         if not all(isfinite(each) and each >= 0.0 for each in given):
             raise ValueError("the price's constants must be finite and not negative")
         if not (0.0 < seconds_per_token < 1.0 and 0.0 <= rho_cap < 1.0 and window_s > 0.0):
@@ -138,6 +145,8 @@ cdef class Price:
         self.rates.spread, self.rates.spread_limit = spread, spread_limit
         self.rates.ahead, self.rates.work, self.rates.tie = 0.0, 1.0, 0.0
         self.strength, self.seconds = strength, seconds_per_token
+        self.given = seconds_per_token
+        self.quickness = tempo
         self.rho_cap, self.window = rho_cap, window_s
         self.arrived = self.worked = self.known = 0.0
         self.at = -1.0
@@ -147,6 +156,7 @@ cdef class Price:
 
     def __dealloc__(self):
         wl_free(self.paces)
+        wl_free(self.tempos)
         wl_free(self.sites)
 
     cdef int cover(self, Py_ssize_t slots) except -1:
@@ -160,6 +170,10 @@ cdef class Price:
         if grown == NULL:
             raise MemoryError("no memory for the pace of replicas")
         self.paces = <Pace*>grown
+        grown = wl_realloc(self.tempos, <size_t>slots * sizeof(Tempo))
+        if grown == NULL:
+            raise MemoryError("no memory for the tempo of replicas")
+        self.tempos = <Tempo*>grown
         grown = wl_realloc(self.sites, <size_t>slots * sizeof(Site))
         if grown == NULL:
             raise MemoryError("no memory for what is known of replicas")
@@ -171,8 +185,9 @@ cdef class Price:
         return 0
 
     cdef void blank(self, Py_ssize_t slot) noexcept nogil:
-        pace_reset(&self.paces[slot], self.seconds * 1000.0)
-        self.sites[slot].factor = 1.0
+        pace_reset(&self.paces[slot], self.given * 1000.0)
+        tempo_reset(&self.tempos[slot], self.given)
+        self.sites[slot].factor, self.sites[slot].slower = 1.0, 0.0
         self.sites[slot].room, self.sites[slot].used = INFINITY, 1.0
 
     cdef int learn(self, Py_ssize_t slot, double tokens, double seconds) except -1:
@@ -187,6 +202,29 @@ cdef class Price:
         if tokens >= 0.0 and seconds >= 0.0:
             pace_learn(&self.paces[slot], tokens / 1000.0, seconds)
         return 0
+
+    cdef int learn_tempo(self, Py_ssize_t slot, double output, const Decoding* seen) except -1:
+        cdef double batch = self.rates.context * seen.context + self.rates.sequence * seen.running
+        if self.learns and slot >= 0 and output >= TEMPO_OUTPUT and seen.seconds > 0.0:
+            self.cover(slot + 1)
+            tempo_learn(&self.tempos[slot], output - 1.0, seen.seconds, batch, seen.prefilled)
+        return 0
+
+    cdef int learn_end(
+        self, Ledger ledger, int64_t ticket, Py_ssize_t slot, double output, double now
+    ) except -1:
+        cdef Decoding seen
+        if ledger.decoding_of(ticket, now, &seen):
+            self.learn_tempo(slot, output, &seen)
+        return 0
+
+    def streamed(
+        self, Py_ssize_t slot, double output, double seconds, double running, double context,
+        double prefilled,
+    ):
+        cdef Decoding seen = Decoding(seconds, running, context, prefilled)
+        if isfinite(output + seconds + running + context + prefilled):
+            self.learn_tempo(slot, output, &seen)
 
     def heard(self, Py_ssize_t slot, double tokens, double seconds):
         self.learn(slot, tokens, seconds)
@@ -206,6 +244,7 @@ cdef class Price:
             raise ValueError(f"{capacity} tokens, usage {usage} or slot {slot} is out of range")
         self.cover(slot + 1)
         self.sites[slot].room, self.sites[slot].used = INFINITY, 1.0
+        self.tempos[slot].usage = usage if capacity >= 1.0 else 0.0
         if capacity >= 1.0:
             self.sites[slot].room = (1.0 - usage - self.reserve) * capacity
             self.sites[slot].used = max(usage, USED_LEAST) * capacity
@@ -232,7 +271,25 @@ cdef class Price:
                 factor = min(max(factor, 1.0 / FACTOR_MOST), FACTOR_MOST)
                 if FACTOR_LEAST <= factor <= 1.0 / FACTOR_LEAST:
                     factor = 1.0
-            self.sites[at].factor = factor
+            self.sites[at].factor = self.tempos[at].pace = factor
+
+    cdef void follow(self) noexcept nogil:
+        # What was heard is seconds a token of the prompts there, with their attention.
+        cdef double heard = pace_middle(self.paces, self.slots) / 1000.0 / self.rates.work
+        if heard > 0.0:
+            self.seconds = seconds_toward(self.seconds, heard)
+
+    cdef void contrast(self) noexcept nogil:
+        cdef Py_ssize_t at
+        tempo_contrast(self.tempos, self.slots)
+        for at in range(self.slots):
+            self.sites[at].slower = self.quickness * self.tempos[at].slower / self.seconds
+
+    def tempo(self, Py_ssize_t slot):
+        if not 0 <= slot < self.slots:
+            return (1.0, 0.0, 0.0, 0.0, 0)
+        it = self.tempos[slot]
+        return (it.factor, it.base, it.load / 1000.0, it.stall / 1000.0, int(it.count))
 
     cdef void note(self, double prompt, double hit) noexcept nogil:
         cdef double own = own_work(&self.rates, prompt - hit, hit)
@@ -265,6 +322,8 @@ cdef class Price:
         self.known = self.known * kept + (now - self.at)
         self.at = now
         self.compare()
+        self.follow()
+        self.contrast()
         self.own_rate = self.arrived / self.known
         self.own_work = self.worked / self.known
         rate = (self.own_rate + self.other_rate) / replicas

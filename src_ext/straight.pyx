@@ -199,7 +199,6 @@ cdef class Straight(Course):
             self.response = None
             return self.hand_on_with(data, size)
         now = monotonic()
-        self.lead.desk.learn_pace(&self.pick, now)
         self.lead.desk.first_token(self.lead, &self.pick, now)
         self.let_go(now)
         self.close = self.front.closing
@@ -254,6 +253,8 @@ cdef class Straight(Course):
         if last or not self.begun:
             now = monotonic()
         if not self.begun:
+            if self.scan.answer.token:
+                self.lead.desk.learn_pace(&self.pick, now)
             self.lead.desk.first_token(self.lead, &self.pick, now)
         if last:
             self.let_go(now)

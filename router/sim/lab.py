@@ -111,8 +111,10 @@ class Lab:
         late = exact and options.view_lag_s > 0.0
         self.fleet = Fleet(
             [
-                constants(timing, blocks, options.tier_tokens)
-                for timing, blocks in zip(fleet, self.blocks, strict=True)
+                constants(timing, blocks, options.tier_tokens, decodes)
+                for timing, blocks, decodes in zip(
+                    fleet, self.blocks, options.decodes or (1.0,) * len(fleet), strict=True
+                )
             ],
             record=late,
         )

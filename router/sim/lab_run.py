@@ -15,7 +15,7 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Fleet and pacing.
 
     fleet: timing of each replica. speeds: factor by which each really is faster, not told to the
-    router ([]: 1). kv_tokens: KV cache of each, 0: the preset's. rate: arrivals come that many
+    router ([]: 1); decodes: the same of decoding alone. kv_tokens: KV cache of each, 0: the preset's. rate: arrivals come that many
     times faster. view: what the router knows of the caches. kv_scale: the router's belief of the
     cache size over the truth. scrape_s: between two scrapes; view_lag_s: by which cache events are
     late (exact view). tier_tokens: host memory behind each KV cache; tier_told: the config of the
@@ -31,6 +31,7 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     fleet: tuple[Timing, ...] = (PRESETS[DEFAULT_PRESET],) * 4
     speeds: tuple[float, ...] = ()
+    decodes: tuple[float, ...] = ()
     kv_tokens: int = 0
     rate: float = 1.0
     think_cap_s: float = 120.0

@@ -23,6 +23,8 @@ BLOCK_TOKENS = 16
 CHANGES = ("fail", "slow", "join")
 # A token comes from host memory at 20 GB/s a GPU; the KV reads of `Timing` are at 3 TB/s on H100.
 TIER_SLOWER = 150.0
+# What a step takes however little it computes, and what each sequence adds: all of a decode step.
+_DECODING = ("t0_s", "weights_s", "kv_s", "sequence_s")
 TIER_WORTH = 0.8  # of a token in the slower tier, as `index.cpu_worth`
 
 
@@ -40,10 +42,13 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     factor: float = 0.5
 
 
-def constants(timing: Timing, blocks: int, tier_tokens: int = 0) -> dict[str, float]:
-    """What `Fleet` takes for one replica."""
+def constants(
+    timing: Timing, blocks: int, tier_tokens: int = 0, decodes: float = 1.0
+) -> dict[str, float]:
+    """What `Fleet` takes for one replica. decodes: factor by which it decodes faster."""
     given: dict[str, float] = msgspec.structs.asdict(timing)
-    return given | {
+    slower = {each: given[each] / decodes for each in _DECODING}
+    return given | slower | {
         "adapter_step": ADAPTER_STEP,
         "adapter_load_s": ADAPTER_LOAD_S,
         "blocks": blocks,

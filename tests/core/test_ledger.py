@@ -62,6 +62,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def progress(self, ticket: int, output: int) -> None:
         assert self.real.progress(ticket, output) == self.twin.progress(ticket, output)
 
+    @rule(ticket=tickets | st.integers(-(2**63), 2**63 - 1), back=st.floats(-10, 10))
+    def decoded(self, ticket: int, back: float) -> None:
+        now = self.now - back
+        found, wanted = self.real.decoded(ticket, now), self.twin.decoded(ticket, now)
+        assert (found is None) == (wanted is None)
+        if found is not None:
+            assert found == pytest.approx(wanted, rel=1e-12)
+
     @rule(ticket=tickets)
     def close(self, ticket: int) -> None:
         expected = self.twin.open_tickets.get(ticket, {"slot": -1})["slot"]
@@ -132,9 +140,10 @@ def test_refusals_change_nothing() -> None:
     for arguments in ((0, 1), (1, 0), (1, ledger.MAX_TICKETS + 1), (1 << 17, 1)):
         with pytest.raises(ValueError):
             Ledger(*arguments)
-    ledger._fail_alloc_after(0)
-    with pytest.raises(MemoryError):
-        Ledger()
+    for fail_at in range(2):
+        ledger._fail_alloc_after(fail_at)
+        with pytest.raises(MemoryError):
+            Ledger()
 
 
 def test_supplied_columns_are_used_in_place() -> None:

@@ -11,6 +11,7 @@ class TwinLedger:
         self.open_tickets: dict[int, dict[str, Any]] = {}
         self.stale = 0
         self.full = 0
+        self.prefilled: dict[int, int] = {}  # by slot, tokens since the beginning
 
     def open(
         self,
@@ -30,6 +31,8 @@ class TwinLedger:
             "output": max(0, round(expected)),
             "opened": now,
             "running": False,
+            "moved": False,
+            "began": None,
         }
 
     def _live(self, ticket: int) -> dict[str, Any] | None:
@@ -42,7 +45,7 @@ class TwinLedger:
         entry = self._live(ticket)
         if entry is None:
             return False
-        entry["slot"] = slot
+        entry["slot"], entry["moved"] = slot, True
         if not entry["running"]:
             entry["prefill"] = max(0, round(prefill))
         return True
@@ -54,9 +57,31 @@ class TwinLedger:
         if entry["running"]:
             self.stale += 1
             return -1.0
+        slot = entry["slot"]
+        self.prefilled[slot] = self.prefilled.get(slot, 0) + entry["prefill"]
         entry["running"] = True
         entry["prefill"] = 0
+        entry["began"] = (now, *self._batch(slot), self.prefilled[slot])
         return float(max(0.0, now - entry["opened"]))
+
+    def _batch(self, slot: int) -> tuple[int, float]:
+        """Requests that decode there, and their share of the tokens."""
+        here = [each for each in self.open_tickets.values() if each["slot"] == slot]
+        running = sum(each["running"] for each in here)
+        return running, sum(each["decode"] + each["output"] for each in here) * running / len(here)
+
+    def decoded(self, ticket: int, now: float) -> tuple[float, float, float, float] | None:
+        entry = self.open_tickets.get(ticket)
+        if entry is None or not entry["running"] or entry["moved"]:
+            return None
+        began, running, context, prefilled = entry["began"]
+        running_now, context_now = self._batch(entry["slot"])
+        return (
+            max(0.0, now - began),
+            (running + running_now) / 2,
+            (context + context_now) / 2,
+            float(self.prefilled[entry["slot"]] - prefilled),
+        )
 
     def progress(self, ticket: int, output: float) -> bool:
         entry = self._live(ticket)

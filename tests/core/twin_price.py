@@ -16,7 +16,7 @@ class TwinPrice:
             "context": 1e-3,
             "sequence": 0.2,
             "copy": 1.0,
-            "strength": 2.0,
+            "strength": 3.0,
             "seconds_per_token": 40e-6,
             "rho_cap": 0.9,
             "window_s": 60.0,

@@ -232,6 +232,34 @@ def test_first_token_releases_prefill_once() -> None:
     assert sum(router.metrics.histograms["warmlane_ttft_seconds"]["default"][:-1]) == 1
 
 
+def test_streams_that_end_well_teach_the_speed_of_decoding() -> None:
+    router = router_of(2)
+    price = router.lanes["default"].decider.price
+    assert price is not None
+
+    def heard(stream: bool = True, status: str = "ok", move: int = -1, **told: int) -> int:
+        decision = router.decide(chat(words(500), model="m", stream=stream), 10.0, 0)
+        slot = decision.choices[0]
+        router.sent(decision.ticket, slot, 10.0)
+        if move >= 0:
+            router.moved(decision.ticket, 1 - slot, 10.5)
+        router.first_token(decision.ticket, 11.0)
+        before = [price.tempo(each)[4] for each in range(2)]
+        router.close(decision.ticket, Outcome(status=status, **told), 13.0)
+        after = [price.tempo(each)[4] for each in range(2)]
+        assert after[1 - slot] == before[1 - slot]
+        return after[slot] - before[slot]
+
+    assert heard(output_tokens=101) == heard(events=101) == 1
+    assert heard() == heard(output_tokens=5, events=101) == 0
+    assert heard(stream=False, output_tokens=101) == heard(status="error", events=101) == 0
+    assert heard(status="cancelled", events=101) == 0
+    assert heard(move=1, output_tokens=101) == 0, "it was sent again: its times are of two replicas"
+    base, _, _, count = price.tempo(0)[1:]
+    assert count + price.tempo(1)[4] == 2
+    assert base < 0.1 and idle(router) is None
+
+
 def test_answers_teach_lengths_trust_and_output() -> None:
     router = router_of(1)
     lane = router.lanes["default"]

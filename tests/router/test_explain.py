@@ -69,6 +69,23 @@ def test_each_term_of_the_price_is_told() -> None:
         assert score == pytest.approx(1 - prices[name] / max(prices.values()))
 
 
+def test_what_was_learned_of_a_replica_is_told() -> None:
+    router = router_of(3)
+    price = router.lanes["default"].decider.price
+    assert price is not None
+    for slot, step_s in enumerate((0.01, 0.01, 0.03)):
+        for running in range(40):
+            price.streamed(slot, 101, 100 * step_s, running, 0.0, 0.0)
+    for now in (1.0, 2.0):
+        router.maintain(now)
+    _, rows = by_name(router, chat(words(2000), model="m"))
+    learned = [rows[f"r{slot}"]["learned"] for slot in range(3)]
+    assert [each["decode_factor"] for each in learned] == pytest.approx([1, 1, 3], rel=0.05)
+    assert learned[2]["decode_s"] == pytest.approx(0.03, rel=0.05)
+    assert "prefill_s" not in learned[2]
+    assert rows["r2"]["price"]["decode"] > 0 and "decode" not in rows["r0"]["price"]
+
+
 def test_nothing_is_reserved_and_nothing_said_of_the_prompt() -> None:
     router = router_of(2)
     secret = "the quick brown secret " * 100

@@ -56,6 +56,7 @@ def pool() -> Pool:
     pool.price = Price()
     for _ in range(50):
         pool.price.heard(0, 1000, 0.5)
+        pool.price.streamed(0, 101, 2.0, 1, 0, 0)
     pool.set_models(0, ModelList(adapters={"sql": "m"}))
     doubted.doubt = Doubt(
         kind="missed", cause="tokenizer", predicted_tokens=0, actual_tokens=9000, advice="look"
@@ -153,6 +154,17 @@ def test_values(metrics: Metrics, pool: Pool) -> None:
     predicted = value(series, "warmlane_checked_predicted_ttft_seconds_total", **one)
     missed = value(series, "warmlane_ttft_error_seconds_total", **one)
     assert predicted == pytest.approx(10, rel=0.1) and missed >= abs(predicted - 10)
+    learned = {
+        each: value(series, f"warmlane_replica_{each}", **one)
+        for each in ("prefill_factor", "decode_factor", "decode_token_seconds")
+    }
+    assert learned["prefill_factor"] == learned["decode_factor"] == 1
+    assert learned["decode_token_seconds"] == pytest.approx(0.02, rel=0.05)
+    assert value(series, "warmlane_replica_prefill_token_seconds", **one) < 1e-3
+    assert not any(
+        name.startswith("warmlane_replica_decode") and ("replica", "10.0.0.1:8000") not in labels
+        for name, labels in series
+    ), "little was heard of the other"
     assert value(series, "warmlane_replicas", pool="chat", state="ready") == 1
     assert value(series, "warmlane_replicas", pool="chat", state="ejected") == 1
     assert value(series, "warmlane_replica_inflight_requests", **one) == 1

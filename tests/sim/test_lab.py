@@ -186,6 +186,44 @@ def test_the_default_learns_which_replicas_are_slow() -> None:
     assert shares[0] < shares[1]
 
 
+def test_a_replica_may_be_slow_in_decoding_alone() -> None:
+    one = run("round-robin", fleet=(TIMING,), rate=0.2)
+    slow = run("round-robin", fleet=(TIMING,), rate=0.2, decodes=(0.5,))
+    plain, halved = figures(one, Slo(), 0.0), figures(slow, Slo(), 0.0)
+    assert halved.tpot.mean > 1.8 * plain.tpot.mean
+    assert halved.ttft.mean - plain.ttft.mean < halved.tpot.mean
+
+
+def test_the_default_learns_who_decodes_slowly() -> None:
+    """Half the fleet decodes at half speed: others write more of the answers, which end sooner."""
+    agents = generate("chat", 150, seed=4)
+
+    def play(fields: dict[str, object]) -> tuple[float, float, int]:
+        pool = PoolConfig(scorers=[{"name": "price", **fields}, {"name": "lora", "weight": 0.5}])
+        options = LabOptions(rate=10.0, decodes=(1.0, 0.5, 1.0, 0.5), think_cap_s=5.0)
+        found = Lab(agents, pool, options).run()
+        told = figures(found, Slo(), 30.0)
+        written = sum(done.output for done in found.done if done.slot % 2)
+        return told.e2e.mean, told.ttft.mean, written
+
+    learned, blind = play({}), play({"tempo": 0.0})
+    assert learned[0] < 0.93 * blind[0]
+    assert learned[1] < 1.1 * blind[1]
+    assert learned[2] < 0.8 * blind[2]
+
+
+@pytest.mark.parametrize("pace", [1.0, 0.01])
+def test_the_seconds_of_prefill_are_those_of_the_hardware(pace: float) -> None:
+    """Whatever is configured: a hundred times slower engines are no more loaded at a hundredth."""
+    options = LabOptions(rate=10.0 * pace, speeds=(pace,) * 4, think_cap_s=5.0 / pace)
+    lab = Lab(generate("agent", 80, seed=4), PoolConfig(), options)
+    lab.run()
+    price = lab.seats[0].lane.decider.price
+    assert price is not None
+    true = (TIMING.token_s + TIMING.reduce_s) / pace
+    assert true / 2 < price.seconds < true * 2
+
+
 @pytest.mark.parametrize(("sessions", "rate"), [(30, 1.0), (120, 60.0)])
 def test_admission_changes_nothing_below_saturation_and_loses_nobody_past_it(
     sessions: int, rate: float
