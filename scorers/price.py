@@ -34,7 +34,9 @@ def learned(price: Price | None, slot: int) -> dict[str, float]:
     factor, _, seconds, count = price.pace(slot)
     found = {"prefill_s": seconds, "prefill_factor": factor} if count >= BELIEVED else {}
     factor, seconds, _, _, count = price.tempo(slot)
-    return found | ({"decode_s": seconds, "decode_factor": factor} if count >= BELIEVED else {})
+    if count >= BELIEVED:  # of one that never runs alone, that much is a guess, also below 0
+        found |= {"decode_s": max(0.0, seconds), "decode_factor": factor}
+    return found
 
 
 class PriceScorer:

@@ -23,8 +23,9 @@ cdef struct Ticket:
     uint32_t older
     int32_t decoding        # 1 after the first token
     int32_t beside          # requests that decoded there at its first token, itself too
-    double line             # prefill tokens at the slot when it was opened, its own too; after the
-                            # first token KV tokens of those who decode there; -1: moved
+    # Prefill tokens at the slot when it was opened, its own too; after its first token KV tokens of
+    # those who decode there; -1: moved.
+    double line
     double began            # when the first token came
     double prefilled        # of its slot, then
 

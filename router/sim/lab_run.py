@@ -15,18 +15,18 @@ class LabOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Fleet and pacing.
 
     fleet: timing of each replica. speeds: factor by which each really is faster, not told to the
-    router ([]: 1); decodes: the same of decoding alone. kv_tokens: KV cache of each, 0: the preset's. rate: arrivals come that many
-    times faster. view: what the router knows of the caches. kv_scale: the router's belief of the
-    cache size over the truth. scrape_s: between two scrapes; view_lag_s: by which cache events are
-    late (exact view). tier_tokens: host memory behind each KV cache; tier_told: the config of the
-    router says so (of use to the approximate view). zones: of the replicas and of
-    the routers, in turn; a session keeps to the routers of one zone, and a request to another one
-    is cross_zone_s longer under way. front_s: from the router into an engine's queue. routers: that
-    many before one fleet, each request through one of them by chance. share_s: time between two
-    messages of one, 0: they know nothing of each other; a message is under way for share_lag_s.
-    admission: of the routers. A client that is refused asks again when it was told to, for
-    patience_s after it first asked; its times count from there. named: its requests carry the
-    session's id.
+    router ([]: 1); decodes: the same of decoding alone. kv_tokens: KV cache of each, 0: the
+    preset's. rate: arrivals come that many times faster. view: what the router knows of the caches.
+    kv_scale: the router's belief of the cache size over the truth. scrape_s: between two scrapes;
+    view_lag_s: by which cache events are late (exact view). tier_tokens: host memory behind each KV
+    cache; tier_told: the config of the router says so (of use to the approximate view). zones: of
+    the replicas and of the routers, in turn; a session keeps to the routers of one zone, and a
+    request to another one is cross_zone_s longer under way. front_s: from the router into an
+    engine's queue. routers: that many before one fleet, each request through one of them by chance.
+    share_s: time between two messages of one, 0: they know nothing of each other; a message is
+    under way for share_lag_s. admission: of the routers. A client that is refused asks again when
+    it was told to, for patience_s after it first asked; its times count from there. named: its
+    requests carry the session's id.
     """
 
     fleet: tuple[Timing, ...] = (PRESETS[DEFAULT_PRESET],) * 4

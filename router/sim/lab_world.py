@@ -48,17 +48,21 @@ def constants(
     """What `Fleet` takes for one replica. decodes: factor by which it decodes faster."""
     given: dict[str, float] = msgspec.structs.asdict(timing)
     slower = {each: given[each] / decodes for each in _DECODING}
-    return given | slower | {
-        "adapter_step": ADAPTER_STEP,
-        "adapter_load_s": ADAPTER_LOAD_S,
-        "blocks": blocks,
-        "block_size": BLOCK_TOKENS,
-        "max_num_seqs": timing.max_seqs,
-        "max_num_batched_tokens": timing.step_tokens,
-        "max_loras": 1,
-        "tier_blocks": tier_tokens // BLOCK_TOKENS,
-        "tier_token_s": timing.kv_s * TIER_SLOWER,
-    }
+    return (
+        given
+        | slower
+        | {
+            "adapter_step": ADAPTER_STEP,
+            "adapter_load_s": ADAPTER_LOAD_S,
+            "blocks": blocks,
+            "block_size": BLOCK_TOKENS,
+            "max_num_seqs": timing.max_seqs,
+            "max_num_batched_tokens": timing.step_tokens,
+            "max_loras": 1,
+            "tier_blocks": tier_tokens // BLOCK_TOKENS,
+            "tier_token_s": timing.kv_s * TIER_SLOWER,
+        }
+    )
 
 
 def specs(count: int, zones: Sequence[str] = ()) -> list[ReplicaSpec]:

@@ -178,7 +178,7 @@ def test_what_says_nothing() -> None:
     early.streamed(-1, 100, 1.0, 2.0, 1000.0, 0.0)
     assert early.tempo(0)[4] == 29
     early.forget(0)
-    assert early.tempo(0) == (1.0, 0.02, pytest.approx(40e-6), pytest.approx(40e-6), 0)
+    assert early.tempo(0) == pytest.approx((1.0, 0.02, 40e-6, 40e-6, 0))
     assert early.tempo(99) == (1.0, 0.0, 0.0, 0.0, 0)
 
 

@@ -47,9 +47,7 @@ def contrast(all_: list[TwinTempo]) -> tuple[list[float], list[float]]:
     """(factor, seconds a token beyond the quickest) of each."""
     known = [each for each in all_ if each.count >= 30]
     batch = sum(each.batch for each in known) / len(known) if known else 0.0
-    beats = [
-        each.theta[0] + each.theta[1] * batch if each.count >= 30 else 0.0 for each in all_
-    ]
+    beats = [each.theta[0] + each.theta[1] * batch if each.count >= 30 else 0.0 for each in all_]
     mid, base = middle(beats), middle([each.theta[0] if each in known else 0.0 for each in all_])
     factors = []
     for beat in beats:
