@@ -176,6 +176,7 @@ WITHOUT: dict[str, str] = {
     "m: bound of that": "crowd=1e9",
     "h: its rise in overload": "overload=0",
     "x: slower decoding": "decode=0",
+    "y: answers that take longer": "tempo=0",
     "g: copies": "copy=0",
     "b: wait for room": "scarcity=0",
     "w: even filling": "spread=0",
@@ -194,12 +195,15 @@ class Wrong(NamedTuple):
 
 
 HALF_SPEED = (("speeds", (1.0, 0.5) * 4),)
+HALF_DECODING = (("decodes", (1.0, 0.5) * 4),)
 WRONGS = (
     Wrong("nothing"),
     Wrong("cost of prefill x 0.5", "seconds_per_token=2e-5,decode=0.6"),
     Wrong("cost of prefill x 2", "seconds_per_token=8e-5,decode=0.15"),
     Wrong("half the fleet at half speed", "", HALF_SPEED),
     Wrong("the same, nothing learned", "learn=0", HALF_SPEED),
+    Wrong("half the fleet decodes at half speed", "", HALF_DECODING),
+    Wrong("the same, only prefill learned", "tempo=0", HALF_DECODING),
     Wrong("caches x 0.5", "", (("kv_scale", 0.5),)),
     Wrong("caches x 2", "", (("kv_scale", 2.0),)),
     Wrong("scrapes 9 s old", "", (("scrape_s", 9.0),)),

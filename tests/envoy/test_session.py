@@ -624,6 +624,10 @@ def test_first_token_at_level_2_is_that_of_the_stream(make: Make) -> None:
     token = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
     talk.say(envoy.response_body(token, end=False))
     assert ledger.running[slot] == 1
+    price = picker.router.lanes["default"].decider.price
+    assert price is not None and (price.pace(slot)[3], price.tempo(slot)[4]) == (1, 0)
+    talk.say(envoy.response_body(token * 20 + b"data: [DONE]\n\n"))
+    assert (price.pace(slot)[3], price.tempo(slot)[4]) == (1, 1)
     talk.end()
 
 
