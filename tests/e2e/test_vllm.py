@@ -32,7 +32,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 BLOCKS = 1024  # KV blocks of one engine: the whole script fits, as on a GPU
 ADAPTERS = (("lora-0",), ("lora-0", "lora-1"))  # lora-1 lives on the second engine only
-MIN_SHARE_OF_FRESH = 0.90
+MIN_SHARE_OF_FRESH = 0.98
+MIN_SHARE_OF_PROMPTS = 0.45  # of the lesser of two engines; prompts differ in length
 MAX_SILENCE_S = 5.0
 FROZEN_S = 6.0  # time-outs of the router while an engine is frozen
 
@@ -119,24 +120,30 @@ def play_routed(policy: str, engines: list[Engine], script: Script) -> Pass:
 
 
 def test_prompt_tokens_come_from_cache(engines: list[Engine]) -> None:
-    """Two engines behind the router reuse nearly what one engine with all requests would."""
+    """Two engines behind the router reuse what one engine with all requests would.
+
+    And they share the prompts: of four beginnings each engine gets two, and the chats follow them.
+    """
     script = Script()
     fresh = play("one engine", engines[:1], engines[0].url, script)
-    turns = play_routed("round-robin", engines, script)
-    routed = play_routed("default", engines, script)
-    print("\n" + "\n".join([HEAD, *(each.row(fresh) for each in (fresh, turns, routed))]))
+    # In an order that favours neither: engines, and a machine that others use, change with time.
+    order = ("round-robin", "default", "default", "round-robin")
+    passes = [play_routed(policy, engines, script) for policy in order]
+    print("\n" + "\n".join([HEAD, *(each.row(fresh) for each in (fresh, *passes))]))
 
-    assert sum(routed.hits) >= MIN_SHARE_OF_FRESH * sum(fresh.hits)
-    assert sum(routed.hits) > sum(turns.hits)
-    # Not by sending everything to one engine. Three beginnings for two engines leave a lot to
-    # chance: between a half and a sixth of the prompts were seen on the lesser one.
-    assert min(routed.asked) >= sum(routed.asked) / CHATS
+    turns = [each for each in passes if each.name == "round-robin"]
+    routed = [each for each in passes if each.name == "default"]
+    for each in routed:
+        assert sum(each.hits) >= MIN_SHARE_OF_FRESH * sum(fresh.hits)
+        assert all(sum(each.hits) > sum(other.hits) for other in turns)
+        assert min(each.asked) >= MIN_SHARE_OF_PROMPTS * sum(each.asked)
     # clients, engines and router agree on what was reused
-    for each in (fresh, turns, routed):
+    for each in (fresh, *passes):
         assert each.tally.cached_tokens == pytest.approx(sum(each.hits), rel=0.02)
-    assert routed.actual == pytest.approx(sum(routed.hits), rel=0.05)
-    assert routed.predicted is not None
-    assert routed.predicted == pytest.approx(routed.actual, rel=0.25)
+    for each in routed:
+        assert each.actual == pytest.approx(sum(each.hits), rel=0.05)
+        assert each.predicted is not None
+        assert each.predicted == pytest.approx(each.actual, rel=0.25)
 
 
 async def ask(router: Router, model: str, text: str) -> str:
@@ -189,12 +196,24 @@ def test_adapters_are_loaded_on_demand(engines: list[Engine]) -> None:
     with serving([engine.url for engine in engines], settings=settings) as router:
         assert asyncio.run(listed(router)) >= {"tiny", "lora-1", "x-0", "x-5"}
         said = {name: asyncio.run(ask(router, name, question)) for name in ("lora-0", "lora-1")}
-        for n in (0, 1, 2, 3, 4, 5, 0, 1):
-            assert asyncio.run(ask(router, f"x-{n}", question)) == said[f"lora-{n % 2}"]
+
+        def use(name: str) -> tuple[float, float]:
+            """One request for it; loads and unloads so far."""
+            assert asyncio.run(ask(router, name, question)) == said[f"lora-{int(name[-1]) % 2}"]
             held = on_demand(engines)
-            assert len(held[0]) <= 2 and len(held[1]) <= 1
-        # Six adapters in three slots; whether the last two were still there is chance.
-        assert router.total("warmlane_adapter_unloads_total", result="unloaded") >= 3
+            assert len(held[0]) <= 2 and len(held[1]) <= 1 and name in held[0] | held[1]
+            loads = router.total("warmlane_adapter_loads_total", result="loaded")
+            return loads, router.total("warmlane_adapter_unloads_total", result="unloaded")
+
+        names = [f"x-{n}" for n in range(6)]
+        # Three slots: from the fourth on each load takes one out. Who has to go may vary, so that
+        # the ones asked for next are those that went, and then those that stayed.
+        assert [use(name) for name in names] == [(n + 1, max(0, n - 2)) for n in range(6)]
+        for n in range(6):
+            absent = next(name for name in names if name not in set.union(*on_demand(engines)))
+            assert use(absent) == (7 + n, 4 + n)
+        for name in set.union(*on_demand(engines)):
+            assert use(name) == (12, 9)
         assert all("lora-0" in engine.adapters() for engine in engines), "not ours to unload"
         with pytest.raises(NotFoundError):
             asyncio.run(ask(router, "gone", "the allow-list has it, the disk has not"))

@@ -6,7 +6,6 @@ Its publishers name a host, so they connect and the router binds: the other way 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 
 import pytest
@@ -28,7 +27,6 @@ def test_each_rank_is_exact() -> None:
     endpoints = [f"tcp://127.0.0.1:{port}" for port in ports]
     flags = [DETAILS, *RANKS, *event_flags(*endpoints)]
     engine = Engine(python, models, 0, ADAPTERS, BLOCKS, flags)
-    engine.cores = "0|0" if os.cpu_count() == 1 else "0|1"
     engine.name = "ranks"
     engine.log = engine.log.with_name("ranks.log")
     pool = {"name": "default", "kv_events": "auto", "tokenizer": str(models / MODEL)}

@@ -189,6 +189,36 @@ async def test_the_interval_follows_the_work(session: aiohttp.ClientSession) -> 
         assert one.delay_s() >= 4.5
 
 
+async def test_an_engine_spends_no_more_than_its_share_on_scrapes(
+    session: aiohttp.ClientSession,
+) -> None:
+    """While it writes its metrics it passes no token on. Its quickest answer of late counts."""
+    async with Engine() as engine:
+        engine.metrics = vllm_text(running=1)
+        one = scraper(session, engine.url, Scrape(min_interval_s=0.2, max_interval_s=5.0))
+        now = 0.0
+
+        async def delay_s(answer_s: float) -> float:
+            """The delay after a scrape that took so long, with a clock that is read three times."""
+
+            def clock() -> float:
+                nonlocal now
+                now += answer_s / 2
+                return now
+
+            one.clock = clock
+            assert await one.once()
+            return one.delay_s()
+
+        assert 0.9 <= await delay_s(0.010) <= 1.1
+        assert 0.9 <= await delay_s(0.030) <= 1.1  # that one waited for others
+        assert 0.72 <= await delay_s(0.008) <= 0.88
+        assert 0.18 <= await delay_s(0.001) <= 0.22
+        for _ in range(8):
+            longest = await delay_s(0.5)  # overloaded, or far away
+        assert 4.5 <= longest <= 5.5
+
+
 async def test_run_scrapes_until_it_is_cancelled(session: aiohttp.ClientSession) -> None:
     async with Engine() as engine:
         config = Scrape(min_interval_s=0.01, max_interval_s=0.01)
