@@ -51,6 +51,7 @@ cdef extern from "tempo.h":
         double factor
         double slower
         double count
+        Pace calm
 
 
 cdef struct Rates:
@@ -120,5 +121,5 @@ cdef class Price:
     cdef int learn_tempo(self, Py_ssize_t slot, double output, const Decoding* seen) except -1
     # The same of a ticket that is still open.
     cdef int learn_end(
-        self, Ledger ledger, int64_t ticket, Py_ssize_t slot, double output, double now
+        self, Ledger book, int64_t ticket, int slot, double output, double now
     ) except -1

@@ -25,6 +25,7 @@ cdef extern from "tempo.h":
     void tempo_reset(Tempo* tempo, double seconds_per_token) nogil
     void tempo_learn(Tempo* t, double steps, double seconds, double batch, double filled) nogil
     void tempo_contrast(Tempo* all, int64_t size) nogil
+    double tempo_prefill(Tempo* all, int64_t size) nogil
     double seconds_toward(double known, double heard) nogil
 
 cdef enum:
@@ -201,6 +202,8 @@ cdef class Price:
         self.cover(slot + 1)
         if tokens >= 0.0 and seconds >= 0.0:
             pace_learn(&self.paces[slot], tokens / 1000.0, seconds)
+            if tokens <= self.sites[slot].room:
+                pace_learn(&self.tempos[slot].calm, tokens / 1000.0, seconds)
         return 0
 
     cdef int learn_tempo(self, Py_ssize_t slot, double output, const Decoding* seen) except -1:
@@ -211,12 +214,10 @@ cdef class Price:
         return 0
 
     cdef int learn_end(
-        self, Ledger ledger, int64_t ticket, Py_ssize_t slot, double output, double now
+        self, Ledger book, int64_t ticket, int slot, double output, double now
     ) except -1:
         cdef Decoding seen
-        if ledger.decoding_of(ticket, now, &seen):
-            self.learn_tempo(slot, output, &seen)
-        return 0
+        return self.learn_tempo(slot, output, &seen) if book.decoding_of(ticket, now, &seen) else 0
 
     def streamed(
         self, Py_ssize_t slot, double output, double seconds, double running, double context,
@@ -275,7 +276,7 @@ cdef class Price:
 
     cdef void follow(self) noexcept nogil:
         # What was heard is seconds a token of the prompts there, with their attention.
-        cdef double heard = pace_middle(self.paces, self.slots) / 1000.0 / self.rates.work
+        cdef double heard = tempo_prefill(self.tempos, self.slots) / self.rates.work
         if heard > 0.0:
             self.seconds = seconds_toward(self.seconds, heard)
 

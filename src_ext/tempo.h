@@ -15,6 +15,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "pace.h"
+
 typedef struct {
     double base, load, stall; /* seconds; a thousand units; a thousand tokens a token */
     double p[6];              /* covariance: 00 01 02 11 12 22 */
@@ -23,6 +25,7 @@ typedef struct {
     double count;
     double usage, pace;       /* given: share of its KV cache; factor of its prefill (pace.h) */
     double factor, slower;    /* found: of its decoding; seconds a token beyond the quickest */
+    Pace calm;                /* of prefill, where memory is no limit: for seconds of the fleet */
     double beat;              /* scratch */
 } Tempo;
 
@@ -45,6 +48,7 @@ static inline void tempo_reset(Tempo *t, double seconds_per_token) {
     t->p[1] = t->p[2] = t->p[4] = 0.0;
     t->usual = t->batch = t->count = t->usage = t->slower = 0.0;
     t->factor = t->pace = 1.0;
+    pace_reset(&t->calm, seconds_per_token * 1000.0);
 }
 
 /* So many tokens came in so many seconds (both above 0). batch: units; filled: tokens that were
@@ -157,6 +161,15 @@ static inline void tempo_contrast(Tempo *all, int64_t size) {
         full = full < 0.0 ? 0.0 : full > 1.0 ? 1.0 : full;
         all[i].slower = (all[i].beat + (most - all[i].beat) * full - least) * base;
     }
+}
+
+/* The middle of the seconds that a token of prefill takes where memory is no limit; 0: fewer than two
+ * replicas are believed. A first token that waited for memory tells when others end, no pace. */
+static inline double tempo_prefill(Tempo *all, int64_t size) {
+    for (int64_t i = 0; i < size; i++) {
+        all[i].beat = all[i].calm.count < PACE_FIRST ? 0.0 : all[i].calm.slope / 1000.0;
+    }
+    return tempo_middle(all, size);
 }
 
 /* Seconds a token of prefill after one more tick: a part of the way to what was heard, on a scale of

@@ -200,3 +200,15 @@ def test_seconds_of_prefill_are_learned_whatever_was_configured(
     assert seen[-1] == pytest.approx(limit, rel=0.25)
     quiet = ticked(Price(seconds_per_token=given, learn=False), 4, 50)
     assert quiet.seconds == given
+
+
+def test_first_tokens_that_waited_for_memory_say_nothing_of_prefill() -> None:
+    price, chance = Price(pair=0.0), Random(7)
+    for slot in range(3):
+        price.holds(slot, 100_000.0, 0.3)  # 60,000 tokens are free
+        for _ in range(400):
+            tokens = chance.uniform(50, 150_000)
+            waits = 200e-6 * max(0.0, tokens - 60_000)
+            price.heard(slot, tokens, 0.03 + 20e-6 * tokens + waits)
+    assert ticked(price, 3, 120).seconds == pytest.approx(20e-6, rel=0.05)
+    assert price.pace(0)[2] > 60e-6, "what is sent there waits that long all the same"
