@@ -141,10 +141,10 @@ class Decider:
 
     def streamed(self, ticket: int, slot: int, outcome: Outcome, now: float) -> None:
         """A stream ends whose ticket is still open: what it says of decoding there."""
-        seen = self.pool.ledger.decoded(ticket, now)
-        if self.price is not None and seen is not None and outcome.status == "ok":
-            output = outcome.output_tokens
-            self.price.streamed(slot, outcome.events if output is None else output, *seen)
+        if self.price is not None and outcome.status == "ok":
+            told = outcome.output_tokens
+            made = outcome.events if told is None else told
+            self.price.ended(self.pool.ledger, ticket, slot, made, now)
 
     def tick(self, now: float, output_tokens: float) -> None:
         """What the price learns from the pool, now and then. output_tokens: of a mean answer."""

@@ -287,7 +287,7 @@ class Lane(Desk):
         """A first token was seen, not predicted: what it says of its replica's pace."""
         opened = self._open.get(number := ticket & _TICKET_MASK)
         if opened is not None and opened.request.stream and self.decider.price is not None:
-            self.decider.price.heard(opened.slot, *self._ledger.waited_for(number, now))
+            self.decider.price.began(self._ledger, number, opened.slot, now)
 
     def first_token(self, ticket: int, now: float) -> float:
         """Prefill is done. Seconds since the decision, -1 when late or repeated."""

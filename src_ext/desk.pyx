@@ -286,11 +286,8 @@ cdef class Desk:
         return self.tree.touch_keys(slot, keys, count)
 
     cdef int learn_pace(self, Pick *pick, double now) except -1:
-        cdef double seconds, tokens
         if self.mix is not None and self.mix.price is not None:
-            tokens = self.ledger.line_of(pick.ticket, now, &seconds)
-            if tokens >= 0.0:
-                self.mix.price.learn(pick.slots[0], tokens, seconds)
+            self.mix.price.began(self.ledger, pick.ticket, pick.slots[0], now)
         return 0
 
     cdef int first_token(self, Lead lead, Pick *pick, double now) except -1:
@@ -305,7 +302,7 @@ cdef class Desk:
         cdef int slot
         if answer != NULL and self.mix is not None and self.mix.price is not None:
             slot = pick.slots[0]
-            self.mix.price.learn_end(self.ledger, pick.ticket, slot, tokens_of(answer), now)
+            self.mix.price.ended(self.ledger, pick.ticket, slot, tokens_of(answer), now)
         slot = self.fail(lead, pick, now)
         if slot >= 0:
             self.learn(lead, pick, answer, slot, now)

@@ -119,7 +119,6 @@ cdef class Price:
     cdef int learn(self, Py_ssize_t slot, double tokens, double seconds) except -1
     # An answer of so many tokens was seen to stream to its end.
     cdef int learn_tempo(self, Py_ssize_t slot, double output, const Decoding* seen) except -1
-    # The same of a ticket that is still open.
-    cdef int learn_end(
-        self, Ledger book, int64_t ticket, int slot, double output, double now
-    ) except -1
+    # A first token was seen, or the end of a streamed answer of so many tokens: of an open ticket.
+    cpdef int began(self, Ledger book, int64_t ticket, int slot, double now) except -1
+    cpdef int ended(self, Ledger book, int64_t ticket, int slot, double made, double now) except -1

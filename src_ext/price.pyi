@@ -1,6 +1,8 @@
 from array import array
 from typing import TypeAlias
 
+from warmlane._core.ledger import Ledger
+
 _Floats: TypeAlias = array[float] | memoryview[float]
 _Masks: TypeAlias = array[int] | memoryview[int]
 
@@ -128,19 +130,20 @@ class Price:
         """
 
     def streamed(
-        self,
-        slot: int,
-        output: float,
-        seconds: float,
-        running: float,
-        context: float,
-        prefilled: float,
+        self, slot: int, output: float, seconds: float, beside: tuple[float, float, float]
     ) -> None:
         """An answer of so many tokens streamed to its end, `seconds` after its first token.
 
-        The rest as `Ledger.decoded` tells. Only what was observed and not sent again; answers of
-        fewer than 8 tokens are ignored, and values that are negative or not finite.
+        beside: requests that decoded there, their KV tokens, tokens that were prefilled there
+        meanwhile, as `Ledger.decoded` tells. Only what was observed and not sent again; answers of
+        fewer than 8 tokens are ignored, and values that are not finite.
         """
+
+    def began(self, book: Ledger, ticket: int, slot: int, now: float) -> int:
+        """`heard` of an open ticket, before the ledger hears of its first token; 0."""
+
+    def ended(self, book: Ledger, ticket: int, slot: int, made: float, now: float) -> int:
+        """`streamed` of an open ticket whose answer has so many tokens, before it is closed; 0."""
 
     def forget(self, slot: int) -> None:
         """Another replica has the slot."""

@@ -213,18 +213,17 @@ cdef class Price:
             tempo_learn(&self.tempos[slot], output - 1.0, seen.seconds, batch, seen.prefilled)
         return 0
 
-    cdef int learn_end(
-        self, Ledger book, int64_t ticket, int slot, double output, double now
-    ) except -1:
-        cdef Decoding seen
-        return self.learn_tempo(slot, output, &seen) if book.decoding_of(ticket, now, &seen) else 0
+    cpdef int began(self, Ledger book, int64_t ticket, int slot, double now) except -1:
+        cdef double seconds, tokens = book.line_of(ticket, now, &seconds)
+        return self.learn(slot, tokens, seconds) if tokens >= 0.0 else 0
 
-    def streamed(
-        self, Py_ssize_t slot, double output, double seconds, double running, double context,
-        double prefilled,
-    ):
-        cdef Decoding seen = Decoding(seconds, running, context, prefilled)
-        if isfinite(output + seconds + running + context + prefilled):
+    cpdef int ended(self, Ledger book, int64_t ticket, int slot, double made, double now) except -1:
+        cdef Decoding seen
+        return self.learn_tempo(slot, made, &seen) if book.decoding_of(ticket, now, &seen) else 0
+
+    def streamed(self, Py_ssize_t slot, double output, double seconds, tuple beside):
+        cdef Decoding seen = Decoding(seconds, beside[0], beside[1], beside[2])
+        if isfinite(output + seconds + sum(beside)):
             self.learn_tempo(slot, output, &seen)
 
     def heard(self, Py_ssize_t slot, double tokens, double seconds):

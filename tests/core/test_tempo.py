@@ -31,7 +31,7 @@ def test_equal_to_the_twin(
 ) -> None:
     price, twin = Price(seconds_per_token=seconds), TwinTempo(seconds)
     for output, took, running, context, prefilled in samples:
-        price.streamed(2, output, took, running, context, prefilled)
+        price.streamed(2, output, took, (running, context, prefilled))
         steps = output - 1
         batch = (1e-3 * context + 0.2 * running) / 1000
         twin.learn(took / steps, batch, prefilled / steps / 1000)
@@ -65,7 +65,7 @@ def answers(
         took = (output - 1) * step + pace * PREFILL_S * prefilled
         if chance.random() < fault:
             took += chance.uniform(5, 60)
-        price.streamed(slot, output, scale * took, running, context, prefilled)
+        price.streamed(slot, output, scale * took, (running, context, prefilled))
 
 
 def ticked(price: Price, slots: int, times: int = 2) -> Price:
@@ -144,9 +144,10 @@ class _Also:
         self.twin = twin
 
     def streamed(
-        self, slot: int, output: int, took: float, running: float, context: float, prefilled: float
+        self, slot: int, output: int, took: float, beside: tuple[float, float, float]
     ) -> None:
         del slot
+        running, context, prefilled = beside
         steps, units = output - 1, 1e-3 * context + 0.2 * running
         self.twin.learn(took / steps, units / 1000, prefilled / steps / 1000)
 
@@ -174,8 +175,8 @@ def test_what_says_nothing() -> None:
         answers(early, slot, 1.0 + slot, count=29)
     assert [ticked(early, 3).tempo(slot)[0] for slot in range(3)] == [1.0, 1.0, 1.0]
     for output, took in ((7, 1.0), (100, 0.0), (100, float("nan")), (float("inf"), 1.0)):
-        early.streamed(0, output, took, 2.0, 1000.0, 0.0)
-    early.streamed(-1, 100, 1.0, 2.0, 1000.0, 0.0)
+        early.streamed(0, output, took, (2.0, 1000.0, 0.0))
+    early.streamed(-1, 100, 1.0, (2.0, 1000.0, 0.0))
     assert early.tempo(0)[4] == 29
     early.forget(0)
     assert early.tempo(0) == pytest.approx((1.0, 0.02, 40e-6, 40e-6, 0))

@@ -75,7 +75,7 @@ def test_what_was_learned_of_a_replica_is_told() -> None:
     assert price is not None
     for slot, step_s in enumerate((0.01, 0.01, 0.03)):
         for running in range(40):
-            price.streamed(slot, 101, 100 * step_s, running, 0.0, 0.0)
+            price.streamed(slot, 101, 100 * step_s, (running, 0.0, 0.0))
     for now in (1.0, 2.0):
         router.maintain(now)
     _, rows = by_name(router, chat(words(2000), model="m"))

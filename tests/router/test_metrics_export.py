@@ -56,7 +56,7 @@ def pool() -> Pool:
     pool.price = Price()
     for _ in range(50):
         pool.price.heard(0, 1000, 0.5)
-        pool.price.streamed(0, 101, 2.0, 1, 0, 0)
+        pool.price.streamed(0, 101, 2.0, (1, 0, 0))
     pool.set_models(0, ModelList(adapters={"sql": "m"}))
     doubted.doubt = Doubt(
         kind="missed", cause="tokenizer", predicted_tokens=0, actual_tokens=9000, advice="look"
