@@ -22,6 +22,9 @@ typedef struct {
 #define PACE_FIRST 30.0       /* samples before a pace is believed */
 #define PACE_LEAST 1e-3       /* seconds a thousand tokens: 1 us a token */
 #define PACE_MOST 5.0
+#define PACE_FAR 4.0          /* beyond, a replica is ill rather than slow */
+#define PACE_ALIKE 1.54       /* closer ones may differ by their load alone */
+#define PACE_DOUBT 4.0        /* mean absolute residuals: some three standard errors */
 
 static inline void pace_reset(Pace *p, double slope) {
     p->base = 0.02;
@@ -67,6 +70,18 @@ static inline void pace_learn(Pace *p, double thousands, double seconds) {
     if (p->base > PACE_MOST) p->base = PACE_MOST;
     if (p->slope < PACE_LEAST) p->slope = PACE_LEAST;
     if (p->slope > PACE_MOST) p->slope = PACE_MOST;
+}
+
+/* How much slower than the middle slope (0: not known) this one is, 1 / PACE_FAR to PACE_FAR. What
+ * the slope's own error explains does not count: where prompts are alike, or a first token hardly
+ * takes longer the more is in line, it says little. Nor does what is left count within PACE_ALIKE. */
+static inline double pace_factor(const Pace *p, double middle) {
+    double noise = PACE_DOUBT * p->usual * sqrt(p->p11), apart = p->slope - middle;
+    if (!(middle > 0.0) || p->count < PACE_FIRST) return 1.0;
+    apart = apart > noise ? apart - noise : apart < -noise ? apart + noise : 0.0;
+    double factor = (middle + apart) / middle;
+    if (factor >= 1.0 / PACE_ALIKE && factor <= PACE_ALIKE) return 1.0;
+    return factor > PACE_FAR ? PACE_FAR : factor < 1.0 / PACE_FAR ? 1.0 / PACE_FAR : factor;
 }
 
 /* The middle slope of the `ready` slots whose pace is believed (the lower of two); 0: fewer than

@@ -15,10 +15,10 @@ cdef extern from "alloc.h":
     void wl_alloc_fail_after(long n)
 
 cdef extern from "pace.h":
-    double PACE_FIRST
     void pace_reset(Pace* pace, double slope) nogil
     void pace_learn(Pace* pace, double thousands, double seconds) nogil
     double pace_middle(const Pace* paces, int64_t size) nogil
+    double pace_factor(const Pace* pace, double middle) nogil
 
 cdef extern from "tempo.h":
     double TEMPO_OUTPUT
@@ -35,8 +35,6 @@ cdef tuple NAMES = (
     "line", "own", "later", "delays", "decode", "copy", "spread", "room", "zone",
 )
 
-cdef double FACTOR_MOST = 4.0       # beyond, a replica is ill rather than slow
-cdef double FACTOR_LEAST = 0.65     # 1 / 1.54: closer ones may differ by their load alone
 cdef double USED_LEAST = 0.1        # share of a KV cache that is taken to come free in a mean stay
 cdef double LEAST_PROMPT = 16.0     # tokens: the mean of uncached ones is taken as no less
 cdef double STAY_MOST = 300.0       # seconds
@@ -262,16 +260,11 @@ cdef class Price:
         return (int(pace.told), pace.foretold, pace.took, pace.missed)
 
     cdef void compare(self) noexcept nogil:
-        cdef double middle = pace_middle(self.paces, self.slots), factor
+        cdef double middle = pace_middle(self.paces, self.slots)
         cdef Py_ssize_t at
         for at in range(self.slots):
-            factor = 1.0
-            if middle > 0.0 and self.paces[at].count >= PACE_FIRST:
-                factor = self.paces[at].slope / middle
-                factor = min(max(factor, 1.0 / FACTOR_MOST), FACTOR_MOST)
-                if FACTOR_LEAST <= factor <= 1.0 / FACTOR_LEAST:
-                    factor = 1.0
-            self.sites[at].factor = self.tempos[at].pace = factor
+            self.sites[at].factor = pace_factor(&self.paces[at], middle)
+            self.tempos[at].pace = self.sites[at].factor
 
     cdef void follow(self) noexcept nogil:
         # What was heard is seconds a token of the prompts there, with their attention.

@@ -315,6 +315,19 @@ def test_what_is_slow_far_beyond_reason_is_believed_four_times() -> None:
     assert price.pace(99) == (1.0, 0.0, 0.0, 0)
 
 
+def test_where_first_tokens_do_not_tell_by_tokens_nobody_is_slow() -> None:
+    # Prompts nearly alike on a busy machine: waits of any length, whatever is in line.
+    price, chance = Price(), Random(4)
+    for _ in range(120):
+        for slot in range(8):
+            price.heard(slot, chance.uniform(200, 400), chance.expovariate(10.0))
+    price.tick(0.0, 8, 100.0)
+    price.tick(1.0, 8, 100.0)
+    slopes = sorted(price.pace(slot)[2] for slot in range(8))
+    assert slopes[-1] > 3 * slopes[3], "else this shows nothing"
+    assert [price.pace(slot)[0] for slot in range(8)] == [1.0] * 8
+
+
 def test_few_samples_and_switched_off_say_nothing() -> None:
     price = Price(learn=False)
     for _ in range(100):
