@@ -26,6 +26,7 @@ def test_outcome_of_a_recorded_stream() -> None:
         cached_tokens=0,
         output_tokens=6,
         text=b"aincersershoulaincaitstainc",
+        events=8,
     )
     assert answer.done and answer.decided and answer.first_token
     assert (answer.finish_reason, answer.events) == ("length", 8)
