@@ -2,16 +2,20 @@
 
 own(u, c)  = u + q u (c + u / 2)            work of u new tokens behind c cached ones
 price(r)   = F_r V_r f                      prefill in line there, f the work of a token of it
-           + own (F_r + theta + F_r i n'_r)  mine, delays later, those that run there
-           + x n_r o (k (L + o / 2) + s)    what my o tokens of decoding cost them
+           + own (F_r + theta)              mine, delays later
+           + F_r i' n'_r                    delays of those that run there
+           + x max(n_r - e n, 0) o (k (L + o / 2) + s)   what my o tokens of decoding cost them
+                                            where more of them are than elsewhere, n the mean of n_r
            + y o T_r                        what they take longer than where decoding is quickest
            + g own(c_max - c, c)            a copy of what another replica holds pushes others out
            + min(w (P_r - P_min), limit)    lately placed tokens: caches are filled evenly
            + d_r max(V_r + u - R_r, 0)      tokens that find no room in the KV cache, until it has
            + Z_r                            another zone than the router's
-n'_r       = min(n_r, m') + max(n - m', 0), n the mean of n_r: up to m' a busy replica is dearer;
-             what the mean batch is beyond makes new tokens dear everywhere alike
-m'         = m + h max(min(w - 4, 4 (T - T0)), 0): overload, by w requests in line per replica, the
+n'_r       = min(n_r, m') min(own, U') + max(n - m', 0) own: up to m' a busy replica is dearer, for
+             long prompts no more than for those of U'; what the mean batch is beyond makes new
+             tokens dear everywhere alike
+m'         = m + v; U' = U (1 + v); i' = min(i (1 + v / 24), 1)
+v          = h max(min(w - 4, 4 (T - T0)), 0): overload, by w requests in line per replica, the
              mean (V over uncached tokens of a request), and T seconds to the first token of late
 theta      = p lambda mean(V + d max(V - R, 0)) / (1 - rho)   arrivals until the backlog clears
 F_r        how much slower than the middle replica this one prefills, learned (pace.h); what is
@@ -59,6 +63,7 @@ cdef struct Rates:
     double output                   # o, tokens
     double spread, spread_limit     # w, tokens
     double crowd, overload          # m, requests; h, requests by one in line
+    double slack, large             # e, share of n; U, tokens of work
     double late                     # 4 (T - T0), requests; 0: not late
     double uncached                 # tokens of a typical request
     double stay                     # b S / a, tokens of prefill

@@ -16,10 +16,12 @@ class Price:
 
     pair: attention of one query-key pair. interference: weight of the delay that a prefill brings
     to requests that run there, at most `crowd` of them, and what the mean of all replicas has more.
-    overload: how fast that bound rises, in requests by a request in line (the mean of all
-    replicas beyond four), once first tokens take longer than late_s on the mean; 0: it stays.
-    decode: weight of the slow-down by one more sequence; context and sequence: its cost a cached
-    token and by itself. copy: weight of storing once more what another replica holds. strength: of
+    large: tokens of work beyond which a longer prompt avoids those who run no more than a shorter.
+    overload: how fast those bounds rise (`crowd` in requests by a request in line, the mean of all
+    replicas beyond four), once first tokens take longer than late_s on the mean, and interference
+    with them, up to 1; 0: they stay. decode: weight of the slow-down by one more sequence where more
+    than `slack` times the mean of requests are; context and sequence: its cost a cached token and
+    by itself. copy: weight of storing once more what another replica holds. strength: of
     the price of backlog. seconds_per_token: of prefill, for the load and for the wait for room
     alone, until it is learned (1 us to 10 ms). rho_cap: greatest utilisation believed. window_s:
     memory of the arrival rate. output: expected tokens of an answer until `tick` says better.
@@ -38,7 +40,7 @@ class Price:
         *,
         pair: float = 3.5e-5,
         interference: float = 0.3,
-        decode: float = 0.3,
+        decode: float = 1.5,
         context: float = 1e-3,
         sequence: float = 0.2,
         copy: float = 1.0,
@@ -50,6 +52,8 @@ class Price:
         spread: float = 0.005,
         spread_limit: float = 4096.0,
         crowd: float = 12.0,
+        slack: float = 1.1,
+        large: float = 12e3,
         overload: float = 8.0,
         late_s: float = 2.0,
         scarcity: float = 1.0,

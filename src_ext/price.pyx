@@ -42,6 +42,8 @@ cdef double MEAN_STEP = 0.005  # exponential mean over about the last 200 decisi
 cdef double TOOK_STEP = 0.02   # and of times to the first token, over about 50
 cdef double QUEUE_FREE = 4.0   # requests in line per replica, the mean, that are no overload
 cdef double LATE_PER_S = 4.0   # requests in line that count, for each second beyond late_s
+cdef double DELAY_RISE = 24.0  # requests that the bound m rises by while i doubles,
+cdef double DELAY_MOST = 1.0   # up to here: all that those who run lose
 
 
 cdef double own_work(const Rates* rates, double uncached, double cached) noexcept nogil:
@@ -60,7 +62,7 @@ cdef double fill_prices(
 ) noexcept nogil:
     cdef double most = 0.0, total = 0.0, own, ahead, decode, count = 0.0, greatest = 0.0
     cdef double least = INFINITY, filled, crowd, factor, best = INFINITY, busy = 0.0, beyond
-    cdef double line = 0.0, bound = rates.crowd
+    cdef double line = 0.0, bound = rates.crowd, delay = rates.interference, large = rates.large
     cdef double[TERMS] part
     cdef Py_ssize_t at, term
     for at in range(size):
@@ -76,7 +78,12 @@ cdef double fill_prices(
     if rates.late > 0.0 and count:
         line = line / count / rates.uncached - QUEUE_FREE
         line = line if line < rates.late else rates.late
-        bound += rates.overload * line if line > 0.0 else 0.0
+        line *= rates.overload
+        if line > 0.0:
+            bound += line
+            delay *= 1.0 + line / DELAY_RISE
+            delay = delay if delay < DELAY_MOST else max(DELAY_MOST, rates.interference)
+            large *= 1.0 + line
     beyond = busy - bound if busy > bound else 0.0
     decode = rates.output * (rates.context * (prompt + rates.output / 2.0) + rates.sequence)
     for at in range(size):
@@ -89,8 +96,10 @@ cdef double fill_prices(
         part[0] = factor * waiting[at] * rates.work
         part[1] = factor * own
         part[2] = ahead * own
-        part[3] = factor * rates.interference * (crowd + beyond) * own
-        part[4] = rates.decode * running[at] * decode + sites[at].slower * rates.output
+        part[3] = factor * delay * (crowd * (own if own < large else large) + beyond * own)
+        crowd = running[at] - rates.slack * busy
+        part[4] = rates.decode * (crowd if crowd > 0.0 else 0.0) * decode
+        part[4] += sites[at].slower * rates.output
         part[5] = rates.copy * own_work(rates, most - hits[at], hits[at])
         part[6] = filled if filled < rates.spread_limit else rates.spread_limit
         part[7] = short_of(rates, &sites[at], waiting[at] + prompt - hits[at])
@@ -114,18 +123,26 @@ cdef double fill_prices(
     return greatest
 
 
+cdef void* regrown(void* old, size_t size_bytes) except NULL:
+    cdef void* grown = wl_realloc(old, size_bytes)
+    if grown == NULL:
+        raise MemoryError("no memory for what is known of replicas")
+    return grown
+
+
 @cython.final
 cdef class Price:
     def __init__(
-        self, *, double pair=3.5e-5, double interference=0.3, double decode=0.3,
+        self, *, double pair=3.5e-5, double interference=0.3, double decode=1.5,
         double context=1e-3, double sequence=0.2, double copy=1.0, double strength=3.0,
         double seconds_per_token=40e-6, double rho_cap=0.9, double window_s=60.0,
         double output=256.0, double spread=0.005, double spread_limit=4096.0,
-        double crowd=12.0, double overload=8.0, double late_s=2.0, double scarcity=1.0,
-        double reserve=0.1, double tempo=0.15, bint learn=True,
+        double crowd=12.0, double slack=1.1, double large=12e3, double overload=8.0,
+        double late_s=2.0, double scarcity=1.0, double reserve=0.1, double tempo=0.15,
+        bint learn=True,
     ):
         given = (pair, interference, decode, context, sequence, copy, strength, output,
-                 spread, spread_limit, crowd, overload, late_s, scarcity, tempo)
+                 spread, spread_limit, crowd, slack, large, overload, late_s, scarcity, tempo)
         if not all(isfinite(each) and each >= 0.0 for each in given):
             raise ValueError("the price's constants must be finite and not negative")
         if not (0.0 < seconds_per_token < 1.0 and 0.0 <= rho_cap < 1.0 and window_s > 0.0):
@@ -139,6 +156,7 @@ cdef class Price:
         self.rates.sequence, self.rates.copy = sequence, copy
         self.rates.output = output
         self.rates.crowd, self.rates.overload = crowd, overload
+        self.rates.slack, self.rates.large = slack, large
         self.rates.late, self.rates.uncached = 0.0, LEAST_PROMPT
         self.late_s, self.took = late_s, 0.0
         self.rates.spread, self.rates.spread_limit = spread, spread_limit
@@ -160,23 +178,13 @@ cdef class Price:
 
     cdef int cover(self, Py_ssize_t slots) except -1:
         cdef Py_ssize_t at
-        cdef void* grown
         if slots <= self.slots:
             return 0
         if slots > MAX_SLOTS:
             raise ValueError(f"{slots} slots: at most {MAX_SLOTS}")
-        grown = wl_realloc(self.paces, <size_t>slots * sizeof(Pace))
-        if grown == NULL:
-            raise MemoryError("no memory for the pace of replicas")
-        self.paces = <Pace*>grown
-        grown = wl_realloc(self.tempos, <size_t>slots * sizeof(Tempo))
-        if grown == NULL:
-            raise MemoryError("no memory for the tempo of replicas")
-        self.tempos = <Tempo*>grown
-        grown = wl_realloc(self.sites, <size_t>slots * sizeof(Site))
-        if grown == NULL:
-            raise MemoryError("no memory for what is known of replicas")
-        self.sites = <Site*>grown
+        self.paces = <Pace*>regrown(self.paces, <size_t>slots * sizeof(Pace))
+        self.tempos = <Tempo*>regrown(self.tempos, <size_t>slots * sizeof(Tempo))
+        self.sites = <Site*>regrown(self.sites, <size_t>slots * sizeof(Site))
         for at in range(self.slots, slots):
             self.sites[at].away = 0.0
             self.blank(at)

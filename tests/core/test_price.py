@@ -182,6 +182,30 @@ def test_with_the_mean_batch_grows_what_a_miss_costs_and_not_what_a_lead_costs()
     assert idle < busy  # up to so many it does count who runs where
 
 
+def test_more_sequences_cost_only_where_more_are_than_elsewhere() -> None:
+    def costs(*running: float, **constants: float) -> list[float]:
+        rows: list[Row] = [(0.0, 0, each, 1, 0) for each in running]
+        return asked(Price(interference=0.0, **constants), 1_000, rows)
+
+    assert len(set(costs(30, 33, 27))) == 1, "within a tenth of the mean"
+    even, many = costs(30, 60)
+    assert many - even == pytest.approx(1.5 * (60 - 1.1 * 45) * 256 * (1e-3 * (1_000 + 128) + 0.2))
+    assert costs(30, 60, slack=1.4)[0] == costs(30, 60, slack=1.4)[1]
+    assert costs(30, 33, slack=0.0)[0] < costs(30, 33, slack=0.0)[1]
+    assert costs(0, 1)[0] < costs(0, 1)[1], "a lone request counts"
+
+
+def test_the_longest_prompts_avoid_a_busy_replica_no_more_than_long_ones() -> None:
+    def lead(prompt: float, **constants: float) -> float:
+        price = Price(decode=0.0, pair=0.0, **constants)
+        idle, busy = asked(price, prompt, [(0.0, 0, 0, 1, 0), (0.0, 0, 10, 1, 0)])
+        return busy - idle
+
+    assert lead(6_000) == pytest.approx(0.3 * 10 * 6_000)
+    assert lead(100_000) == pytest.approx(lead(12_000)) == pytest.approx(0.3 * 10 * 12_000)
+    assert lead(100_000, large=1e9) == pytest.approx(0.3 * 10 * 100_000)
+
+
 def late(seconds: float, **constants: float) -> Price:
     """Prompts of 1,000 new tokens, the first token of each so late."""
     price = Price(decode=0.0, **constants)
@@ -203,6 +227,8 @@ def test_in_overload_large_prompts_go_where_fewer_wait() -> None:
     assert home(late(20.0), 100) == 1
     for calm in (late(1.5), late(20.0, overload=0.0), late(20.0, late_s=30.0)):
         assert home(calm, 50_000) == home(calm, 100) == 1
+    here, there = asked(late(20.0, pair=0.0), 50_000, [(0.0, 1e5, 0, 1, 0), (0.0, 1e5, 9, 1, 0)])
+    assert there - here == pytest.approx(9 * 50_000), "all that those who run lose, whole"
     few = asked(late(20.0), 50_000, [(0.0, 4_000, 40, 1, 0), (0.0, 0, 100, 1, 0)])
     assert few[0] > few[1], "late for another reason: the line is short"
 

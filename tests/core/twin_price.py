@@ -12,7 +12,7 @@ class TwinPrice:
         self.c = {
             "pair": 3.5e-5,
             "interference": 0.3,
-            "decode": 0.3,
+            "decode": 1.5,
             "context": 1e-3,
             "sequence": 0.2,
             "copy": 1.0,
@@ -24,6 +24,8 @@ class TwinPrice:
             "spread": 0.005,
             "spread_limit": 4096.0,
             "crowd": 12.0,
+            "slack": 1.1,
+            "large": 12e3,
             "overload": 8.0,
             "late_s": 2.0,
             "scarcity": 1.0,
@@ -67,18 +69,22 @@ class TwinPrice:
         mean = sum(running[slot] for slot in kept) / len(kept)
         in_line = sum(waiting[slot] for slot in kept) / len(kept) / max(16.0, self.mean_uncached)
         late = min(in_line - 4, 4 * (self.took - self.c["late_s"]))
-        crowd = self.c["crowd"] + self.c["overload"] * max(0.0, late)
+        more = self.c["overload"] * max(0.0, late)
+        crowd, large = self.c["crowd"] + more, self.c["large"] * (1 + more)
+        delay = self.c["interference"] * (1 + more / 24)
+        delay = max(min(1.0, delay), self.c["interference"])
         out: list[float | None] = [None] * len(mask)
         for slot in kept:
             own = self.own(prompt - hits[slot], hits[slot])
             answer = self.output * (
                 self.c["context"] * (prompt + self.output / 2) + self.c["sequence"]
             )
-            delays = self.c["interference"] * (min(running[slot], crowd) + max(0.0, mean - crowd))
-            mine = waiting[slot] * self.work + own * (1 + delays)
+            delays = min(running[slot], crowd) * min(own, large) + max(0.0, mean - crowd) * own
+            mine = waiting[slot] * self.work + own + delay * delays
+            uneven = max(0.0, running[slot] - self.c["slack"] * mean)
             out[slot] = (
                 self.factors.get(slot, 1.0) * mine
-                + self.c["decode"] * running[slot] * answer
+                + self.c["decode"] * uneven * answer
                 + own * theta
                 + self.c["copy"] * self.own(most - hits[slot], hits[slot])
                 + min(self.c["spread"] * (placed[slot] - least), self.c["spread_limit"])
