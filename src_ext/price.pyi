@@ -19,9 +19,9 @@ class Price:
     large: tokens of work beyond which a longer prompt avoids those who run no more than a shorter.
     overload: how fast those bounds rise (`crowd` in requests by a request in line, the mean of all
     replicas beyond four), once first tokens take longer than late_s on the mean, and interference
-    with them, up to 1; 0: they stay. decode: weight of the slow-down by one more sequence where more
-    than `slack` times the mean of requests are; context and sequence: its cost a cached token and
-    by itself. copy: weight of storing once more what another replica holds. strength: of
+    with them, up to 1; 0: they stay. decode: weight of the slow-down by one more sequence where
+    more than `slack` times the mean of requests are; context and sequence: its cost a cached token
+    and by itself. copy: weight of storing once more what another replica holds. strength: of
     the price of backlog. seconds_per_token: of prefill, for the load and for the wait for room
     alone, until it is learned (1 us to 10 ms). rho_cap: greatest utilisation believed. window_s:
     memory of the arrival rate. output: expected tokens of an answer until `tick` says better.
