@@ -10,11 +10,11 @@ price(r)   = F_r V_r f                      prefill in line there, f the work of
            + g own(c_max - c, c)            a copy of what another replica holds pushes others out
            + min(w (P_r - P_min), limit)    lately placed tokens: caches are filled evenly
            + d_r max(V_r + u - R_r, 0)      tokens that find no room in the KV cache, until it has
-           + Z_r                            another zone than the router's
+           + Z_r + z own                    another zone than the router's, own of a typical request
 n'_r       = min(n_r, m') min(own, U') + max(n - m', 0) own: up to m' a busy replica is dearer, for
              long prompts no more than for those of U'; what the mean batch is beyond makes new
              tokens dear everywhere alike
-m'         = m + v; U' = U (1 + v); i' = min(i (1 + v / 24), 1)
+m'         = m + v; U' = U (1 + v); i' = min(i (1 + v / 24), 0.7)
 v          = h max(min(w - 4, 4 (T - T0)), 0): overload, by w requests in line per replica, the
              mean (V over uncached tokens of a request), and T seconds to the first token of late
 theta      = p lambda mean(V + d max(V - R, 0)) / (1 - rho)   arrivals until the backlog clears
@@ -69,6 +69,7 @@ cdef struct Rates:
     double stay                     # b S / a, tokens of prefill
     double ahead                    # p lambda a / (1 - rho), 1 / tokens of mean backlog
     double work                     # f
+    double distance                 # z times the work of a typical request
     double tie                      # t: all below least + t own(L, 0) are equally good
 
 
@@ -100,7 +101,7 @@ cdef class Price:
     cdef readonly double seconds                        # a
     cdef double given                                   # a, as configured
     cdef double quickness                               # y
-    cdef double scarcity, reserve                       # b, share kept for growth
+    cdef double scarcity, reserve, far                  # b, share kept for growth, z
     cdef double late_s, took                            # T0, T, seconds
     cdef double arrived, worked, tokens, at, known
     cdef double mean_own, mean_uncached, mean_prompt

@@ -19,7 +19,7 @@ class Price:
     large: tokens of work beyond which a longer prompt avoids those who run no more than a shorter.
     overload: how fast those bounds rise (`crowd` in requests by a request in line, the mean of all
     replicas beyond four), once first tokens take longer than late_s on the mean, and interference
-    with them, up to 1; 0: they stay. decode: weight of the slow-down by one more sequence where
+    with them, up to 0.7; 0: they stay. decode: weight of the slow-down by one more sequence where
     more than `slack` times the mean of requests are; context and sequence: its cost a cached token
     and by itself. copy: weight of storing once more what another replica holds. strength: of
     the price of backlog. seconds_per_token: of prefill, for the load and for the wait for room
@@ -30,6 +30,7 @@ class Price:
     the cache that is left for the growth of those who run. tempo: weight of the seconds that an
     answer takes longer there than where decoding is quickest, less what the pace of prefill says
     anyway; closer than 1.3 counts as equal, and a KV cache that fills up takes the advantage away.
+    distance: what another zone costs beside `move`, in the mean work of a request of late.
     learn: whether replicas may turn out to be of unequal pace (`heard`); what is within half of the
     middle one counts as equal, what is slower or faster is believed up to 4 times.
     Raises ValueError for what is negative, infinite or out of range.
@@ -59,6 +60,7 @@ class Price:
         scarcity: float = 1.0,
         reserve: float = 0.1,
         tempo: float = 0.15,
+        distance: float = 4.0,
         learn: bool = True,
     ) -> None: ...
     def prices(

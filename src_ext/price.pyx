@@ -43,7 +43,7 @@ cdef double TOOK_STEP = 0.02   # and of times to the first token, over about 50
 cdef double QUEUE_FREE = 4.0   # requests in line per replica, the mean, that are no overload
 cdef double LATE_PER_S = 4.0   # requests in line that count, for each second beyond late_s
 cdef double DELAY_RISE = 24.0  # requests that the bound m rises by while i doubles,
-cdef double DELAY_MOST = 1.0   # up to here: all that those who run lose
+cdef double DELAY_MOST = 0.7   # up to here; 1 is all that those who run lose
 
 
 cdef double own_work(const Rates* rates, double uncached, double cached) noexcept nogil:
@@ -103,7 +103,7 @@ cdef double fill_prices(
         part[5] = rates.copy * own_work(rates, most - hits[at], hits[at])
         part[6] = filled if filled < rates.spread_limit else rates.spread_limit
         part[7] = short_of(rates, &sites[at], waiting[at] + prompt - hits[at])
-        part[8] = sites[at].away
+        part[8] = sites[at].away + rates.distance if sites[at].away > 0.0 else 0.0
         prices[at] = 0.0
         for term in range(TERMS):
             prices[at] += part[term]
@@ -139,18 +139,18 @@ cdef class Price:
         double output=256.0, double spread=0.005, double spread_limit=4096.0,
         double crowd=12.0, double slack=1.1, double large=12e3, double overload=8.0,
         double late_s=2.0, double scarcity=1.0, double reserve=0.1, double tempo=0.15,
-        bint learn=True,
+        double distance=4.0, bint learn=True,
     ):
         given = (pair, interference, decode, context, sequence, copy, strength, output,
-                 spread, spread_limit, crowd, slack, large, overload, late_s, scarcity, tempo)
+                 spread, spread_limit, crowd, slack, large, overload, late_s, scarcity, tempo,
+                 distance)
         if not all(isfinite(each) and each >= 0.0 for each in given):
             raise ValueError("the price's constants must be finite and not negative")
         if not (0.0 < seconds_per_token < 1.0 and 0.0 <= rho_cap < 1.0 and window_s > 0.0):
             raise ValueError("seconds_per_token, rho_cap or window_s is out of range")
         if not 0.0 <= reserve < 1.0:
             raise ValueError("reserve must be 0 to 1, less than all")
-        self.scarcity, self.reserve = scarcity, reserve
-        self.rates.stay = 0.0
+        self.scarcity, self.reserve, self.far = scarcity, reserve, distance
         self.rates.pair, self.rates.interference = pair, interference
         self.rates.decode, self.rates.context = decode, context
         self.rates.sequence, self.rates.copy = sequence, copy
@@ -165,10 +165,7 @@ cdef class Price:
         self.given = seconds_per_token
         self.quickness = tempo
         self.rho_cap, self.window = rho_cap, window_s
-        self.arrived = self.worked = self.known = 0.0
-        self.at = -1.0
-        self.mean_own = self.mean_uncached = self.mean_prompt = 0.0
-        self.own_rate = self.own_work = self.other_rate = self.other_work = 0.0
+        self.at = -1.0  # all that is not set here begins at 0
         self.learns = learn
 
     def __dealloc__(self):
@@ -337,6 +334,7 @@ cdef class Price:
         self.rates.output = output if isfinite(output) and output > 0.0 else 0.0
         if self.mean_uncached > 1.0:
             self.rates.work = self.mean_own / self.mean_uncached
+        self.rates.distance = self.far * self.mean_own
         self.arrived *= kept
         self.worked *= kept
 

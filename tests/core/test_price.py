@@ -115,7 +115,7 @@ def test_under_backlog_avoidable_work_gets_dearer() -> None:
 
 @given(rows=slots, prompt=st.floats(1, 200_000))
 def test_terms_sum_to_the_price(rows: list[Row], prompt: float) -> None:
-    price = Price()
+    price = Price(distance=0.0)
     price.move(0, 700.0)
     price.holds(0, 1e5, 0.95)
     for now in (0.0, 1.0, 2.0):
@@ -206,6 +206,21 @@ def test_the_longest_prompts_avoid_a_busy_replica_no_more_than_long_ones() -> No
     assert lead(100_000, large=1e9) == pytest.approx(0.3 * 10 * 100_000)
 
 
+def test_a_zone_is_as_far_as_a_few_typical_requests() -> None:
+    def way(length: float, **constants: float) -> float:
+        price = Price(decode=0.0, pair=0.0, spread=0.0, **constants)
+        price.move(1, 4_000.0)
+        for second in range(1_000):
+            price.placed(length, 0)
+            price.tick(float(second), 2, 100.0)
+        near, far = asked(price, length, [(0.0, 0, 0, 1, 0), (0.0, 0, 0, 1, 0)])
+        return far - near
+
+    assert way(500) == pytest.approx(4_000 + 4 * 500, rel=0.01)
+    assert way(12_000) == pytest.approx(4_000 + 4 * 12_000, rel=0.01)
+    assert way(12_000, distance=0.0) == pytest.approx(4_000)
+
+
 def late(seconds: float, **constants: float) -> Price:
     """Prompts of 1,000 new tokens, the first token of each so late."""
     price = Price(decode=0.0, **constants)
@@ -228,7 +243,7 @@ def test_in_overload_large_prompts_go_where_fewer_wait() -> None:
     for calm in (late(1.5), late(20.0, overload=0.0), late(20.0, late_s=30.0)):
         assert home(calm, 50_000) == home(calm, 100) == 1
     here, there = asked(late(20.0, pair=0.0), 50_000, [(0.0, 1e5, 0, 1, 0), (0.0, 1e5, 9, 1, 0)])
-    assert there - here == pytest.approx(9 * 50_000), "all that those who run lose, whole"
+    assert there - here == pytest.approx(0.7 * 9 * 50_000), "of the whole prompt"
     few = asked(late(20.0), 50_000, [(0.0, 4_000, 40, 1, 0), (0.0, 0, 100, 1, 0)])
     assert few[0] > few[1], "late for another reason: the line is short"
 

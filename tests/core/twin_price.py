@@ -30,11 +30,13 @@ class TwinPrice:
             "late_s": 2.0,
             "scarcity": 1.0,
             "reserve": 0.1,
+            "distance": 4.0,
         } | given
         self.factors: dict[int, float] = {}
         self.room: dict[int, tuple[float, float]] = {}  # tokens free, tokens in use
         self.stay = 0.0
         self.away: dict[int, float] = {}
+        self.distance = 0.0
         self.output = self.c["output"]
         self.ahead, self.work = 0.0, 1.0
         self.arrived = self.worked = self.known = 0.0
@@ -72,7 +74,7 @@ class TwinPrice:
         more = self.c["overload"] * max(0.0, late)
         crowd, large = self.c["crowd"] + more, self.c["large"] * (1 + more)
         delay = self.c["interference"] * (1 + more / 24)
-        delay = max(min(1.0, delay), self.c["interference"])
+        delay = max(min(0.7, delay), self.c["interference"])
         out: list[float | None] = [None] * len(mask)
         for slot in kept:
             own = self.own(prompt - hits[slot], hits[slot])
@@ -90,6 +92,7 @@ class TwinPrice:
                 + min(self.c["spread"] * (placed[slot] - least), self.c["spread_limit"])
                 + self.short(slot, waiting[slot] + prompt - hits[slot])
                 + self.away.get(slot, 0.0)
+                + (self.distance if self.away.get(slot) else 0.0)
             )
         if self.tie:
             low = min(price for price in out if price is not None)
@@ -148,6 +151,7 @@ class TwinPrice:
         self.output = max(0.0, output)
         if self.mean_uncached > 1:
             self.work = self.mean_own / self.mean_uncached
+        self.distance = self.c["distance"] * self.mean_own
         self.arrived *= kept
         self.worked *= kept
 
