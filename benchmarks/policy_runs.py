@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.policy_cells import LLAMA, MIXED, SAMPLES, SOURCES, Cell
+from benchmarks.policy_cells import LLAMA, MIXED, QWEN, SAMPLES, SOURCES, Cell
 from warmlane._core.hashing import digest
 from warmlane.router.config import PoolConfig
 from warmlane.router.registry import POLICIES
@@ -40,6 +40,7 @@ WARM_UP = 0.25  # of a trace's time, before each window
 LOADERS = ("traces.py", "replay_workloads.py", "workload.py", "copies.py", "chance.py")
 # What a fingerprint may depend on: while none of it changes, the probes are not run again.
 CODE = ("scorers/*.py", "router/*.py", "router/sim/*.py", "src_ext/*.p*", "src_ext/*.h")
+CODE += ("benchmarks/policy_runs.py",)  # the probes
 
 
 class Job(NamedTuple):
@@ -159,11 +160,18 @@ def _probes() -> list[tuple[Workload, LabOptions]]:
     ]
 
 
+def _overload() -> tuple[Workload, LabOptions]:
+    """For the default alone: no policy of others has a mode of its own there."""
+    agent = workload("agent", seed=8, sessions=150)
+    return agent, LabOptions(fleet=fleet_of(QWEN, 2), rate=100.0, think_cap_s=0.1, seed=3)
+
+
 def fingerprint(policy: str) -> tuple[str, str]:
     """(policy, digest of what its probes brought)."""
     logging.getLogger("warmlane.watchdog").setLevel(logging.ERROR)
     told: list[object] = []
-    for made, options in _probes():
+    ours = [_overload()] if policy.partition(":")[0] == "default" else []
+    for made, options in _probes() + ours:
         run = Lab(made, pool_of(policy, options.fleet), options).run()
         found = figures(run, Slo(), 5.0)
         summary = (found.ttft, found.tpot, found.e2e, found.goodput, found.hit_tokens)

@@ -180,7 +180,8 @@ def test_a_finished_run_is_kept_under_the_fingerprint_of_its_policy(tiny: Any) -
 
 def test_a_fingerprint_tells_policies_and_parameters_apart(tiny: Any) -> None:
     runs, _ = tiny
-    names = ("default", "default:interference=0", "dynamo", "dynamo:overlap_weight=4")
+    names = ("default", "default:interference=0", "default:overload=0", "dynamo")
+    names += ("dynamo:overlap_weight=4",)
     prints = [runs.fingerprint(name)[1] for name in names]
     assert len({*prints}) == len(prints)
     assert runs.fingerprint("default")[1] == prints[0]
