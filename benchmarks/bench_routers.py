@@ -11,7 +11,7 @@
   draws another sequence. The bars are on the geometric mean of the rounds' ratios. A round does not
   count when a loop (the load generator's or an engine's) was late by more than 5 % of the median
   TTFT of one router. Void: fewer than three rounds left, or a bar missed whose paired 95 %
-  interval holds the bar. At most 8 minutes. `--apart` adds two routers without messages: what the
+  interval holds the bar. At most 15 minutes. `--apart` adds two routers without messages: what the
   measurement must be able to see (the lab has 1.4 for this load).
 """
 
@@ -54,8 +54,8 @@ QWEN, LLAMA = "qwen3-32b/2xh100", "llama-3.1-8b/h100"
 SHARE_S = 0.05
 MAX_LAG = 0.05
 # Of the processes. Near the knee in the lab, and light enough that two cores carry nine processes.
-REPLICAS, ROUNDS, LEAST_ROUNDS = 4, 6, 3
-BUDGET_S = 460.0
+REPLICAS, ROUNDS, LEAST_ROUNDS = 4, 12, 3
+BUDGET_S = 900.0
 HOW = Play(model="fake", think_cap_s=1.0)
 ENGINE = ("--gpu", "qwen3-32b/2xa100")
 SPAN_S, AGENTS, TURNS = 16.0, 30, 5
