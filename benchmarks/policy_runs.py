@@ -4,8 +4,8 @@ A run is kept under the digest of its cell, its sample, its policy, the loaders 
 the policy's fingerprint: the outcome, to the last bit, of probes under this policy. So a change of
 code voids the runs of those policies whose probes it changes, and no others: a new term of the
 default leaves the runs of all others as they are. The probes are short (half a second a policy)
-and hold what changes a decision: evictions, preemptions, a failure, a mixed fleet, both views. A
-change that shows in none of them keeps old runs; `--fresh` forgets all.
+and hold what changes a decision: evictions, preemptions, a failure, a mixed fleet, both views, and
+for the default overload. A change that shows in none of them keeps old runs; `--fresh` forgets all.
 """
 
 from __future__ import annotations
