@@ -39,8 +39,10 @@ WARM_UP = 0.25  # of a trace's time, before each window
 # What makes the workloads: a change voids all runs.
 LOADERS = ("traces.py", "replay_workloads.py", "workload.py", "copies.py", "chance.py")
 # What a fingerprint may depend on: while none of it changes, the probes are not run again.
-CODE = ("scorers/*.py", "router/*.py", "router/sim/*.py", "src_ext/*.p*", "src_ext/*.h")
-CODE += ("benchmarks/policy_runs.py",)  # the probes
+CODE = (
+    *("scorers/*.py", "router/*.py", "router/sim/*.py", "src_ext/*.p*", "src_ext/*.h"),
+    "benchmarks/policy_runs.py",  # the probes
+)
 
 
 class Job(NamedTuple):

@@ -17,7 +17,7 @@ from warmlane._core.price import Price
 from warmlane.router.interfaces import Candidates
 from warmlane.router.types import Request
 
-ZONE_TOKENS: Final = 4000.0  # 160 ms of prefill; docs/policies.md says what less and more bring
+ZONE_TOKENS: Final = 4000.0  # 160 ms of prefill; decision 12 says what less and more bring
 
 
 BELIEVED: Final = 30  # samples, as in src_ext/pace.h and tempo.h
@@ -42,7 +42,8 @@ def learned(price: Price | None, slot: int) -> dict[str, float]:
 class PriceScorer:
     """Parameters are those of `_core.price.Price`; the defaults are meant for every fleet.
 
-    zone: tokens that a replica of another zone than the router's costs more.
+    zone: tokens that a replica of another zone than the router's costs more, beside `distance`; 0:
+    it costs nothing more, whatever `distance` is.
     """
 
     def __init__(

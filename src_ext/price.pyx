@@ -63,6 +63,7 @@ cdef double fill_prices(
     cdef double most = 0.0, total = 0.0, own, ahead, decode, count = 0.0, greatest = 0.0
     cdef double least = INFINITY, filled, crowd, factor, best = INFINITY, busy = 0.0, beyond
     cdef double line = 0.0, bound = rates.crowd, delay = rates.interference, large = rates.large
+    cdef double even, uneven
     cdef double[TERMS] part
     cdef Py_ssize_t at, term
     for at in range(size):
@@ -85,6 +86,7 @@ cdef double fill_prices(
             delay = delay if delay < DELAY_MOST else max(DELAY_MOST, rates.interference)
             large *= 1.0 + line
     beyond = busy - bound if busy > bound else 0.0
+    even = rates.slack * busy
     decode = rates.output * (rates.context * (prompt + rates.output / 2.0) + rates.sequence)
     for at in range(size):
         if not kept[at]:
@@ -97,9 +99,8 @@ cdef double fill_prices(
         part[1] = factor * own
         part[2] = ahead * own
         part[3] = factor * delay * (crowd * (own if own < large else large) + beyond * own)
-        crowd = running[at] - rates.slack * busy
-        part[4] = rates.decode * (crowd if crowd > 0.0 else 0.0) * decode
-        part[4] += sites[at].slower * rates.output
+        uneven = running[at] - even if running[at] > even else 0.0
+        part[4] = rates.decode * uneven * decode + sites[at].slower * rates.output
         part[5] = rates.copy * own_work(rates, most - hits[at], hits[at])
         part[6] = filled if filled < rates.spread_limit else rates.spread_limit
         part[7] = short_of(rates, &sites[at], waiting[at] + prompt - hits[at])
